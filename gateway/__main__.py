@@ -1,0 +1,81 @@
+"""The command line: `gateway serve`."""
+
+import asyncio
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import structlog
+import typer
+from pydantic import ValidationError
+
+from gateway.app import CannotStart, serve as serve_gateway
+from gateway.config import Settings
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def root() -> None:
+    """An execution gateway that remembers: sessions of live Jupyter kernels over REST."""
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 picks one and prints it.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder for everything that is kept.")] = None,
+    store: Annotated[str | None, typer.Option(help="sqlite:///PATH or mongodb://…")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file with settings.", exists=True, dir_okay=False)] = None,
+    insecure: Annotated[bool | None, typer.Option("--insecure", help="Serve beyond loopback without keys.")] = None,
+    log_level: Annotated[str | None, typer.Option(help="DEBUG, INFO, WARNING or ERROR.")] = None,
+) -> None:
+    """Serve until SIGTERM. The first line on stdout says where, once it is ready."""
+    given: dict[str, Any] = {
+        "host": host, "port": port, "data_dir": data_dir, "store": store, "insecure": insecure, "log_level": log_level,
+    }  # fmt: skip
+    if config is not None:
+        os.environ["GATEWAY_CONFIG"] = str(config)
+    try:
+        settings = Settings(**{name: value for name, value in given.items() if value is not None})
+        _log_to_stderr(settings)
+        asyncio.run(serve_gateway(settings, lambda line: print(line, flush=True)))
+    except ValidationError as error:
+        for one in error.errors():
+            print(f"gateway: {'.'.join(map(str, one['loc']))}: {one['msg']}", file=sys.stderr)
+        raise typer.Exit(2) from None
+    except CannotStart as error:
+        print(f"gateway: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+
+
+def _log_to_stderr(settings: Settings) -> None:
+    shared: list[Any] = [
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    console = structlog.dev.ConsoleRenderer(
+        colors=sys.stderr.isatty(),
+        exception_formatter=structlog.dev.plain_traceback,  # the rich one would log values, code and secrets among them
+    )
+    renderer = console if settings.log_format == "console" else structlog.processors.JSONRenderer()
+    last = [] if settings.log_format == "console" else [structlog.processors.format_exc_info]
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder()],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last, renderer],
+        )
+    )
+    logging.basicConfig(level=settings.log_level, handlers=[handler], force=True)
+    logging.getLogger("asyncio").setLevel(max(logging.INFO, logging.getLogger().level))
+
+
+def main() -> None:
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,283 @@
+"""The one place that builds things: settings in, a running gateway out."""
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import resource
+import signal
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+import zmq
+import zmq.asyncio
+from tornado.httpserver import HTTPServer
+from tornado.iostream import IOStream
+from tornado.netutil import bind_sockets
+from tornado.web import Application
+
+from gateway.background.reaper import Reaper
+from gateway.background.supervisor import Supervisor
+from gateway.config import Settings
+from gateway.handlers.base import NoSuchRoute, Services
+from gateway.handlers.openapi import document
+from gateway.handlers.routes import ROUTES
+from gateway.metrics import Metrics
+from gateway.services.executions import ExecutionService
+from gateway.services.idempotency import IdempotencyService
+from gateway.services.introspection import IntrospectionService
+from gateway.services.live import Live, Tools
+from gateway.services.recorder import Recorder
+from gateway.services.sessions import SessionService
+from gateway.stores.base import Store
+from gateway.stores.sqlite import SqliteStore
+from kernels.engines.local import LocalEngine
+
+log = logging.getLogger(__name__)
+
+_MOST_SOCKETS = 65_536
+
+
+class CannotStart(Exception):
+    """A sentence that tells what is wrong and how to mend it."""
+
+
+class Server(HTTPServer):
+    """Sends small packets at once: with Nagle's algorithm a keep-alive client waits 40 ms for each answer."""
+
+    def handle_stream(self, stream: IOStream, address: Any) -> None:  # type: ignore[override]
+        stream.set_nodelay(True)
+        super().handle_stream(stream, address)
+
+
+class Gateway:
+    """A gateway that serves. Made by `running`."""
+
+    def __init__(self, services: Services, server: Server, url: str) -> None:
+        self.services = services
+        self.url = url
+        self._server = server
+        self._hurry = asyncio.Event()
+
+    def hurry(self) -> None:
+        """Don't wait for runs any longer."""
+        self._hurry.set()
+
+    async def stop(self) -> None:
+        """Take no new work, let runs end within the grace time, interrupt the others, put every session to sleep."""
+        services = self.services
+        services.executions.stopping = True
+        self._server.stop()
+        try:
+            async with asyncio.timeout(services.settings.shutdown_grace_s):
+                await _first(self._hurry.wait(), services.executions.quiet())
+        except TimeoutError:
+            log.info("Runs are interrupted: the grace time is over")
+        await services.executions.stop_all()
+        await asyncio.gather(*(live.close("The gateway stopped.") for live in services.live), return_exceptions=True)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(2):
+                await self._server.close_all_connections()
+
+
+async def _first(*waits: Coroutine[Any, Any, Any]) -> None:
+    tasks = [asyncio.ensure_future(one) for one in waits]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+class Tasks:
+    """Everything that runs beside requests; what fails is logged and harms nothing else."""
+
+    def __init__(self, group: asyncio.TaskGroup) -> None:
+        self._group = group
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        self._group.create_task(self._guarded(work))
+
+    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except Exception:
+            log.exception("A background task failed")
+
+
+@asynccontextmanager
+async def tasks() -> AsyncIterator[Tasks]:
+    """Tasks that end with the block."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            yield Tasks(group)
+            raise _Over
+    except* _Over:
+        pass
+
+
+class _Over(Exception):
+    """Cancels what is left in a task group."""
+
+
+async def every(interval_s: float, work: Callable[[], Awaitable[None]]) -> None:
+    while True:
+        try:
+            await work()
+        except Exception:
+            log.exception("A periodic task failed")
+        await asyncio.sleep(interval_s)
+
+
+def make_store(settings: Settings) -> Store:
+    uri = settings.store_uri
+    if uri.startswith("sqlite:///"):
+        return SqliteStore(Path(uri.removeprefix("sqlite:///")))
+    if uri.startswith(("mongodb://", "mongodb+srv://")):
+        from gateway.stores.mongo import MongoStore  # motor is slow to import
+
+        return MongoStore(uri, driver=settings.mongo_driver)
+    raise CannotStart(f"--store: {uri!r} must start with sqlite:/// or mongodb://")
+
+
+@contextlib.contextmanager
+def claimed(data_dir: Path) -> Any:
+    """The data folder, for this process alone. Yields the id that a gateway on this folder goes by."""
+    data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with open(data_dir / "gateway.id", "a+", encoding="ascii") as owner:
+        try:
+            fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CannotStart(f"Another gateway uses {data_dir}; give this one its own --data-dir.") from None
+        owner.seek(0)
+        known = owner.read().strip()
+        if not known:
+            known = f"gw-{os.urandom(6).hex()}"
+            owner.write(known)
+            owner.flush()
+        yield known
+
+
+@asynccontextmanager
+async def running(settings: Settings) -> AsyncIterator[Gateway]:
+    """A gateway that serves until the block is left. Raises `CannotStart`."""
+    if not settings.loopback and not settings.insecure:
+        raise CannotStart(
+            f"Without keys this gateway would let anybody who reaches {settings.host} run code. "
+            "Bind it to 127.0.0.1, or insist with --insecure."
+        )
+    _raise_file_limit()
+    with claimed(settings.data_dir) as gateway_id:
+        if "gateway_id" not in settings.model_fields_set:
+            settings = settings.model_copy(update={"gateway_id": gateway_id})
+        store, engine, metrics = make_store(settings), LocalEngine(settings.data_dir), Metrics()
+        context = zmq.asyncio.Context()
+        context.set(zmq.MAX_SOCKETS, _MOST_SOCKETS)
+        try:
+            async with store.opened(), engine.opened(), tasks() as background:
+                orphans = await engine.end_orphans()
+                if orphans:
+                    log.warning("%d kernels of an earlier gateway were ended", orphans)
+                sockets = _bind(settings)
+                url = _url(settings, sockets)
+                services = _services(settings, store, engine, metrics, context, background, url)
+                supervisor = Supervisor(settings, store, services.live, services.recorder)
+                reaper = Reaper(settings, services.live, services.sessions)
+                await supervisor.beat()
+                server = Server(_application(services), xheaders=False, max_buffer_size=64 * 2**20)
+                server.add_sockets(sockets)
+                background.spawn(every(settings.heartbeat_interval_s, supervisor.beat))
+                background.spawn(every(settings.reaper_interval_s, reaper.sweep))
+                gateway = Gateway(services, server, url)
+                try:
+                    yield gateway
+                finally:
+                    await gateway.stop()
+        finally:
+            context.destroy(linger=0)
+
+
+def _services(
+    settings: Settings, store: Store, engine: LocalEngine, metrics: Metrics, context: zmq.asyncio.Context,
+    background: Tasks, url: str,
+) -> Services:  # fmt: skip
+    recorder = Recorder(store, background.spawn, metrics)
+    live = Live(
+        Tools(
+            settings=settings, store=store, engine=engine, context=context, recorder=recorder, spawn=background.spawn,
+            metrics=metrics, starting=asyncio.Semaphore(settings.start_concurrency), base_url=lambda: url,
+        )
+    )  # fmt: skip
+    sessions = SessionService(settings, store, engine, live, recorder, background.spawn)
+    return Services(
+        settings=settings,
+        store=store,
+        live=live,
+        sessions=sessions,
+        executions=ExecutionService(settings, store, live, sessions, recorder, background.spawn, metrics),
+        introspection=IntrospectionService(settings, sessions),
+        idempotency=IdempotencyService(store, settings.gateway_id),
+        recorder=recorder,
+        metrics=metrics,
+    )
+
+
+def _application(services: Services) -> Application:
+    return Application(
+        [(route.pattern, route.handler, {"services": services, "route": route.path}) for route in ROUTES],
+        default_handler_class=NoSuchRoute,
+        default_handler_args={"services": services},
+        openapi=document(ROUTES),
+        log_function=lambda handler: None,
+    )
+
+
+def _bind(settings: Settings) -> list[socket.socket]:
+    try:
+        return bind_sockets(settings.port, settings.host, reuse_port=False, backlog=1024)
+    except OSError as error:
+        raise CannotStart(f"{settings.host}:{settings.port} can't be used: {error.strerror or error}") from None
+
+
+def _url(settings: Settings, sockets: list[socket.socket]) -> str:
+    port = sockets[0].getsockname()[1]
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return f"http://{host}:{port}"
+
+
+def _raise_file_limit() -> None:
+    """A kernel takes a dozen descriptors of ours."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = min(hard, 65_536) if hard != resource.RLIM_INFINITY else 65_536
+    if soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or SIGINT; a second one ends it at once. Raises `CannotStart`."""
+    loop, stopped = asyncio.get_running_loop(), asyncio.Event()
+
+    async with running(settings) as gateway:
+
+        def stop() -> None:
+            if stopped.is_set():
+                _end_at_once(gateway)
+            stopped.set()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop)
+        announce(f"Listening on {gateway.url}")
+        await stopped.wait()
+
+
+def _end_at_once(gateway: Gateway) -> NoReturn:
+    for live in gateway.services.live:
+        if live.kernel is not None:
+            live.kernel.process.abandon()
+    os._exit(1)
+

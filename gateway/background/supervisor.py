@@ -1,0 +1,58 @@
+"""Keeps this gateway known to the others on its store, and takes in what a dead one left behind."""
+
+import logging
+from datetime import timedelta
+
+from gateway.config import Settings
+from gateway.errors import GatewayError, StoreAway
+from gateway.models.base import now
+from gateway.models.executions import RunError, Status
+from gateway.models.sessions import Session
+from gateway.services.live import Live
+from gateway.services.recorder import Recorder
+from gateway.states import State
+from gateway.stores.base import Store
+
+log = logging.getLogger(__name__)
+
+
+class Supervisor:
+    def __init__(self, settings: Settings, store: Store, live: Live, recorder: Recorder) -> None:
+        self._settings = settings
+        self._store = store
+        self._live = live
+        self._recorder = recorder
+
+    async def beat(self) -> None:
+        """Say that we live; settle what dead gateways, or our own last life, have left."""
+        try:
+            await self._store.beat(self._settings.gateway_id, now())
+            stale_before = now() - timedelta(seconds=self._settings.holder_timeout_s)
+            abandoned = await self._store.list_abandoned(self._settings.gateway_id, stale_before)
+        except StoreAway as error:
+            self._recorder.away(error)
+            return
+        self._recorder.back()
+        for session in abandoned:
+            if self._live.find(session.id) is None:
+                try:
+                    await self._settle(session)
+                except GatewayError as error:
+                    log.warning("Session %r could not be settled: %s", session.id, error.sentence)
+
+    async def _settle(self, session: Session) -> None:
+        """Make the document of a session without a kernel true, and end the records of its lost runs."""
+        stale_before = now() - timedelta(seconds=self._settings.holder_timeout_s)
+        session = await self._store.claim_session(session.uid, self._settings.gateway_id, stale_before)
+        for lost in await self._store.list_unfinished(session.uid):
+            error = RunError(ename="GatewayStopped", evalue="The gateway stopped while this run was under way.")
+            ended = {"status": Status.DIED, "error": error, "state_kept": False, "finished_at": now()}
+            await self._store.put_execution(lost.model_copy(update=ended))
+        if session.state is State.READY:
+            reason = "Its kernel is gone; files are kept, variables are not."
+            await self._store.move_session(session.uid, State.READY, State.IDLE, now(), reason=reason)
+        elif session.state is State.BUSY:
+            reason = "The gateway stopped while a run was under way."
+            await self._store.move_session(session.uid, State.BUSY, State.ERROR, now(), reason=reason)
+        await self._store.release_session(session.uid, self._settings.gateway_id)
+        log.info("Session %r was taken in after a gateway that is gone", session.id)

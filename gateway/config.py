@@ -1,0 +1,104 @@
+"""Every setting, its default and its meaning.
+
+Command line over environment (`GATEWAY_…`) over `--config` file (TOML) over default.
+"""
+
+import ipaddress
+import os
+import secrets
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, field_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+MEBI = 2**20
+
+
+def _half_of_memory() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+class Image(BaseModel):
+    """What an `image_id` stands for."""
+
+    kernel: str
+    preloads: list[str] = []
+    resources: dict[str, Any] = {}
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="GATEWAY_", extra="forbid", env_ignore_empty=True)
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8888
+    data_dir: Path = Path(".gateway")
+    store: str = Field(default="", description="sqlite:///PATH or mongodb://…; empty is SQLite in the data folder")
+    mongo_driver: Literal["motor", "pymongo"] = "motor"
+    insecure: bool = Field(default=False, description="serve beyond loopback without keys")
+    allowed_hosts: list[str] = Field(default=[], description="more names that a request may call this gateway by")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_format: Literal["console", "json"] = "console"
+
+    gateway_id: str = Field(default_factory=lambda: f"gw-{secrets.token_hex(6)}")
+    auto_create: bool = Field(default=True, description="a run, stream or file PUT on an unknown id creates the session")
+    default_language: str = "python"
+    images: dict[str, Image] = {}
+
+    waiting_timeout_s: Annotated[float, Field(gt=0)] = 300
+    run_timeout_s: Annotated[float, Field(gt=0)] = 300
+    start_timeout_s: Annotated[float, Field(gt=0)] = 60
+    setup_timeout_s: Annotated[float, Field(gt=0)] = 900
+    interrupt_grace_s: Annotated[float, Field(gt=0)] = 3
+    resume_grace_s: Annotated[float, Field(ge=0)] = Field(
+        default=3, description="how long a run goes on after the client that follows it went away"
+    )
+    shutdown_grace_s: Annotated[float, Field(ge=0)] = 10
+    reaper_interval_s: Annotated[float, Field(gt=0)] = 1
+    heartbeat_interval_s: Annotated[float, Field(gt=0)] = 5
+    holder_timeout_s: Annotated[float, Field(gt=0)] = 30
+
+    output_limit_bytes: Annotated[int, Field(ge=1000)] = 10 * MEBI
+    body_limit_bytes: Annotated[int, Field(ge=1000)] = 32 * MEBI
+    upload_limit_bytes: Annotated[int, Field(ge=1000)] = 64 * 1024 * MEBI
+    queue_limit: Annotated[int, Field(ge=1)] = Field(default=1000, description="runs that wait for one session")
+    live_limit: Annotated[int, Field(ge=1)] = Field(default=200, description="kernels that run at once")
+    start_concurrency: Annotated[int, Field(ge=1)] = max(2, os.cpu_count() or 2)
+    disk_limit_bytes: Annotated[int, Field(ge=1)] = 10 * 1024 * MEBI
+    memory_limit_bytes: Annotated[int, Field(ge=64 * MEBI)] = Field(default_factory=_half_of_memory)
+
+    @field_validator("data_dir")
+    @classmethod
+    def _absolute(cls, path: Path) -> Path:
+        return path.expanduser().absolute()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        sources: tuple[PydanticBaseSettingsSource, ...] = (init_settings, env_settings)
+        if path := os.environ.get("GATEWAY_CONFIG"):
+            sources += (TomlConfigSettingsSource(settings_cls, toml_file=path),)
+        return sources
+
+    @property
+    def store_uri(self) -> str:
+        return self.store or f"sqlite:///{self.data_dir / 'gateway.sqlite'}"
+
+    @property
+    def loopback(self) -> bool:
+        return is_loopback(self.host)
+
+
+def is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,373 @@
+"""What every handler does alike: read a request strictly, send an answer, turn refusals into the error envelope.
+
+A client that goes away cancels its handler. A body that is too large is refused before it is read.
+"""
+
+import asyncio
+import logging
+import re
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from functools import wraps
+from typing import Any, ClassVar, TypeVar
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from tornado.web import HTTPError, MissingArgumentError, RequestHandler, stream_request_body
+
+from gateway import errors
+from gateway.config import Settings, is_loopback
+from gateway.metrics import Metrics
+from gateway.models.audit import AuditLine
+from gateway.models.base import now
+from gateway.models.idempotency import KeptAnswer
+from gateway.models.sessions import SessionId, SessionView, Session
+from gateway.services.executions import ExecutionService
+from gateway.services.idempotency import IdempotencyService
+from gateway.services.introspection import IntrospectionService
+from gateway.services.live import Live
+from gateway.services.recorder import Recorder
+from gateway.services.sessions import SessionService
+from gateway.stores.base import Store
+from kernels import errors as kernel_errors
+
+log = logging.getLogger(__name__)
+
+Model = TypeVar("Model", bound=BaseModel)
+
+_STATUS: dict[type[errors.GatewayError], int] = {
+    errors.Malformed: 400,
+    errors.Unauthenticated: 401,
+    errors.Denied: 403,
+    errors.NotFound: 404,
+    errors.NotAllowed: 405,
+    errors.Conflict: 409,
+    errors.Gone: 410,
+    errors.TooLarge: 413,
+    errors.Unsupported: 415,
+    errors.Invalid: 422,
+    errors.Exhausted: 429,
+    errors.Unavailable: 503,
+    errors.TimedOut: 504,
+}
+
+_OF_KERNELS: dict[type[kernel_errors.KernelsError], type[errors.GatewayError]] = {
+    kernel_errors.BadPath: errors.Invalid,
+    kernel_errors.OutsideWorkspace: errors.Denied,
+    kernel_errors.NoSuchFile: errors.NotFound,
+    kernel_errors.FileConflict: errors.Conflict,
+    kernel_errors.QuotaExceeded: errors.TooLarge,
+    kernel_errors.BadArchive: errors.Invalid,
+    kernel_errors.StartFailed: errors.Unavailable,
+    kernel_errors.KernelGone: errors.Unavailable,
+    kernel_errors.NotOffered: errors.Invalid,
+    kernel_errors.NoSuchKernelspec: errors.Invalid,
+}
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9_.:\-]{1,128}")
+_SESSION_ID: TypeAdapter[str] = TypeAdapter(SessionId)
+_DISCARDED_BYTES = 1024 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """All that handlers may use."""
+
+    settings: Settings
+    store: Store
+    live: Live
+    sessions: SessionService
+    executions: ExecutionService
+    introspection: IntrospectionService
+    idempotency: IdempotencyService
+    recorder: Recorder
+    metrics: Metrics
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """What a method of a route takes and gives; the OpenAPI document is made of these."""
+
+    summary: str
+    answer: type[BaseModel] | str | None = None  # a model, a media type, or nothing that has a shape
+    status: int = 200
+    body: type[BaseModel] | str | None = None
+    query: type[BaseModel] | None = None
+    body_required: bool = True
+    also: dict[int, str] = field(default_factory=dict)
+
+
+def _once(post: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+    """Answer a repeated `Idempotency-Key` with the first answer."""
+
+    @wraps(post)
+    async def answered_once(self: "ApiHandler", **path: str) -> None:
+        key = self.request.headers.get("Idempotency-Key")
+        if key is None or not self.answers_once:
+            return await post(self, **path)
+
+        async def answer() -> KeptAnswer | None:
+            await post(self, **path)
+            return self.kept
+
+        kept = await self.services.idempotency.once(self.caller, self.request.path, key, self.raw_body, answer)
+        if kept is not None:
+            self.set_header("Idempotent-Replayed", "true")
+            self.set_header("Content-Type", kept.content_type or "application/json")
+            self.set_status(kept.status or 200)
+            await self.finish(kept.body)
+        return None
+
+    return answered_once
+
+
+@stream_request_body
+class ApiHandler(RequestHandler):
+    """The base of all handlers. Subclasses parse, call and send."""
+
+    operations: ClassVar[dict[str, Operation]] = {}
+    answers_once: ClassVar[bool] = True
+
+    def __init_subclass__(cls) -> None:
+        if "post" in cls.__dict__:
+            cls.post = _once(cls.post)  # type: ignore[method-assign]
+
+    def initialize(self, services: Services, route: str = "") -> None:
+        self.services = services
+        self._route = route
+        self._chunks: list[bytes] = []
+        self._received = 0
+        self._began = time.perf_counter()
+        self._gone = False
+        self._task: asyncio.Task[Any] | None = None
+        self.kept: KeptAnswer | None = None
+        given = self.request.headers.get("X-Request-Id", "")
+        self.request_id = given if _REQUEST_ID.fullmatch(given) else uuid4().hex
+        self.set_header("X-Request-Id", self.request_id)
+
+    def set_default_headers(self) -> None:
+        self.clear_header("Server")
+        self.set_header("X-Content-Type-Options", "nosniff")
+        self.set_header("Cache-Control", "no-store")
+
+    @property
+    def caller(self) -> str:
+        return "local"
+
+    @property
+    def base_url(self) -> str:
+        return f"{self.request.protocol}://{self.request.host}"
+
+    # Reading
+
+    @property
+    def body_limit_bytes(self) -> int:
+        return self.services.settings.body_limit_bytes
+
+    def prepare(self) -> None:
+        self.request.connection.set_max_body_size(self.body_limit_bytes + _DISCARDED_BYTES)  # type: ignore[attr-defined]
+        self._task = asyncio.current_task()
+        self._check_origin()
+        length = self.request.headers.get("Content-Length", "0")
+        if length.isdigit() and int(length) > self.body_limit_bytes:
+            raise self._too_large()
+        if self.request.method is not None and self.request.method not in self._allowed_methods():
+            raise errors.NotAllowed(f"{self.request.path} does not take {self.request.method}.")
+
+    def _too_large(self) -> errors.TooLarge:
+        self.set_header("Connection", "close")
+        limit = self.body_limit_bytes
+        return errors.TooLarge(f"The body is larger than {limit:,} bytes.", limit_bytes=limit)
+
+    def data_received(self, chunk: bytes) -> None:
+        self._received += len(chunk)
+        if self._received <= self.body_limit_bytes:
+            self._chunks.append(chunk)
+        else:
+            self._chunks.clear()
+
+    def _check_origin(self) -> None:
+        """Without keys, nothing but this machine may ask: a name that is not loopback, or a page from elsewhere, can't."""
+        settings = self.services.settings
+        host = urlsplit(f"//{self.request.host}").hostname or ""
+        if settings.loopback and not is_loopback(host) and host not in settings.allowed_hosts:
+            raise HostRefused(f"This gateway does not answer to the name {host!r}.", host=host)
+        origin = self.request.headers.get("Origin")
+        if origin is not None and self.request.method not in ("GET", "HEAD", "OPTIONS"):
+            if urlsplit(origin).netloc.lower() != self.request.host.lower():
+                raise OriginRefused(f"A page of {origin!r} may not do this.", origin=origin)
+
+    @property
+    def raw_body(self) -> bytes:
+        if self._received > self.body_limit_bytes:
+            raise self._too_large()
+        return b"".join(self._chunks)
+
+    def body(self, model: type[Model]) -> Model:
+        """The request's body. Raises `Unsupported`, `Malformed` (line and column named), `Invalid` (fields named)."""
+        body = self.raw_body
+        if not body.strip():
+            body = b"{}"
+        else:
+            kind = self.request.headers.get("Content-Type", "").split(";")[0].strip().lower()
+            if kind != "application/json" and not kind.endswith("+json"):
+                raise errors.Unsupported(f"The body must be application/json, not {kind or 'nothing'}.")
+        try:
+            return model.model_validate_json(body)
+        except ValidationError as error:
+            raise _refusal(error) from None
+
+    def query(self, model: type[Model]) -> Model:
+        """The request's query. Raises `Invalid`; an unknown or repeated parameter is refused like a wrong one."""
+        given: dict[str, str] = {}
+        for name, values in self.request.query_arguments.items():
+            if len(values) > 1:
+                raise errors.Invalid(f"{name}: is given {len(values)} times.", field=name)
+            try:
+                given[name] = values[0].decode()
+            except UnicodeDecodeError:
+                raise errors.Malformed(f"{name}: is not UTF-8.", field=name) from None
+        try:
+            return model.model_validate(given, strict=False)
+        except ValidationError as error:
+            raise _refusal(error) from None
+
+    def session_id(self, given: str) -> str:
+        """A session id from the path. Raises `Invalid`."""
+        try:
+            return _SESSION_ID.validate_python(given)
+        except ValidationError:
+            raise errors.Invalid(
+                "session_id: must be 1 to 128 of A-Z a-z 0-9 _ . : -, and start with a letter or digit.",
+                session_id="is not an id",
+            ) from None
+
+    # Answering
+
+    def send(self, answer: BaseModel, status: int = 200) -> None:
+        self.send_json(answer.model_dump_json(by_alias=True), status)
+
+    def send_json(self, body: str | bytes, status: int = 200) -> None:
+        self.set_status(status)
+        self.set_header("Content-Type", "application/json")
+        raw = body.encode() if isinstance(body, str) else body
+        self.kept = KeptAnswer(
+            key="", request_digest="", created_at=now(), status=status, content_type="application/json", body=raw
+        )
+        self.finish(raw)
+
+    def view(self, session: Session) -> SessionView:
+        return SessionView.of(session, self.base_url, self.services.sessions.kernel_id(session.id))
+
+    def _request_summary(self) -> str:
+        return f"{self.request.method} {self.request.path}"
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        error = kwargs.get("exc_info", (None, None, None))[1]
+        if error is None:
+            error = errors.GatewayError("Something went wrong here.")
+        refusal = as_refusal(error)
+        self.set_status(_status_of(refusal))
+        if isinstance(refusal, errors.NotAllowed):
+            self.set_header("Allow", ", ".join(sorted(self._allowed_methods())))
+        if refusal.retry_after_s is not None:
+            self.set_header("Retry-After", str(refusal.retry_after_s))
+        self.send_json(envelope(refusal, self.request_id).model_dump_json(), _status_of(refusal))
+
+    def _allowed_methods(self) -> set[str]:
+        methods = set(self.operations)
+        return methods | {"HEAD"} if "HEAD" in type(self).__dict__ else methods
+
+    def log_exception(self, typ: Any, value: BaseException | None, tb: Any) -> None:
+        refused = isinstance(value, errors.GatewayError | kernel_errors.KernelsError | HTTPError)
+        if not refused or (isinstance(value, errors.GatewayError) and type(value) is errors.GatewayError):
+            log.error("%s (%s)", self._request_summary(), self.request_id, exc_info=(typ, value, tb))  # type: ignore[arg-type]
+
+    async def _execute(self, transforms: Any, *args: bytes, **kwargs: bytes) -> None:
+        try:
+            await super()._execute(transforms, *args, **kwargs)
+        except asyncio.CancelledError:
+            if not self._gone:
+                raise
+
+    def on_connection_close(self) -> None:
+        """The client went away: nobody waits for this answer, unless it is kept for a retry."""
+        self._gone = True
+        if self._task is not None and "Idempotency-Key" not in self.request.headers:
+            self._task.cancel()
+
+    def on_finish(self) -> None:
+        status, method = self.get_status(), self.request.method or ""
+        metrics = self.services.metrics
+        metrics.requests.labels(method, self._route, str(status)).inc()
+        metrics.request_seconds.labels(self._route).observe(time.perf_counter() - self._began)
+        if method not in ("GET", "HEAD", "OPTIONS") and method in self.operations:
+            self.services.recorder.audit(
+                AuditLine(
+                    id=uuid4().hex, at=now(), actor=self.caller, action=f"{method} {self._route}",
+                    session_id=self.path_kwargs.get("session_id"), outcome=str(status),
+                    request_id=self.request_id, remote=self.request.remote_ip,
+                )
+            )  # fmt: skip
+
+
+class HostRefused(errors.Denied):
+    code = "host_refused"
+
+
+class OriginRefused(errors.Denied):
+    code = "origin_refused"
+
+
+class ErrorView(BaseModel):
+    """The envelope of every refusal."""
+
+    error: str
+    code: str
+    details: dict[str, Any]
+    request_id: str
+
+
+class NoSuchRoute(ApiHandler):
+    """Whatever has no route of its own."""
+
+    def prepare(self) -> None:
+        raise errors.NotFound(f"There is nothing at {self.request.path[:200]!r}.", path=self.request.path[:200])
+
+
+def envelope(refusal: errors.GatewayError, request_id: str) -> ErrorView:
+    details = {name: value for name, value in refusal.details.items() if value is not None}
+    return ErrorView(error=refusal.sentence, code=refusal.code, details=details, request_id=request_id)
+
+
+def as_refusal(error: BaseException) -> errors.GatewayError:
+    """Our error for anything that was raised; what nobody foresaw says nothing of itself."""
+    if isinstance(error, errors.GatewayError):
+        return error
+    if isinstance(error, kernel_errors.KernelsError):
+        for kind, ours in _OF_KERNELS.items():
+            if isinstance(error, kind):
+                path = getattr(error, "path", None)
+                field_ = None if path is None else "path"
+                return ours(str(error), field=field_, retry_after_s=1 if ours is errors.Unavailable else None)
+    if isinstance(error, MissingArgumentError):
+        return errors.Invalid(f"{error.arg_name}: is missing.", field=error.arg_name)
+    if isinstance(error, HTTPError) and 400 <= error.status_code < 500:
+        kinds = {status: kind for kind, status in _STATUS.items()}
+        return kinds.get(error.status_code, errors.Malformed)(error.log_message or error.reason or "Not understood.")
+    return errors.GatewayError("Something went wrong here.")
+
+
+def _status_of(refusal: errors.GatewayError) -> int:
+    return next((status for kind, status in _STATUS.items() if isinstance(refusal, kind)), 500)
+
+
+def _refusal(error: ValidationError) -> errors.GatewayError:
+    found = error.errors(include_url=False, include_context=True, include_input=False)
+    first = found[0]
+    if first["type"] == "json_invalid":
+        return errors.Malformed(f"The body is not JSON: {first['ctx']['error']}.")
+    fields = {".".join(str(part) for part in one["loc"]) or "body": one["msg"] for one in found[:20]}
+    return errors.Invalid("; ".join(f"{name}: {why}" for name, why in fields.items()), **fields)

@@ -1,0 +1,40 @@
+"""The OpenAPI document, and a page that shows it without asking any other host."""
+
+import json
+import secrets
+from importlib.resources import files
+
+from gateway.handlers.base import ApiHandler, Operation
+
+_POLICY = "default-src 'none'; script-src 'self' 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'"
+
+
+class OpenApiHandler(ApiHandler):
+    """GET /api/openapi.json"""
+
+    operations = {"GET": Operation("This document", "application/json")}
+
+    def get(self) -> None:
+        self.send_json(json.dumps(self.application.settings["openapi"]))
+
+
+class DocsHandler(ApiHandler):
+    """GET /docs: the document as a page; it works without any other host."""
+
+    operations = {"GET": Operation("The API as a page", "text/html")}
+
+    def get(self) -> None:
+        nonce = secrets.token_urlsafe(16)
+        self.set_header("Content-Type", "text/html; charset=utf-8")
+        self.set_header("Content-Security-Policy", _POLICY.format(nonce=nonce))
+        page = files("gateway.handlers").joinpath("docs.html").read_text(encoding="utf-8")
+        self.finish(page.replace("{{nonce}}", nonce))
+
+
+class HomeHandler(ApiHandler):
+    """GET /: for now the way to the docs."""
+
+    operations = {"GET": Operation("The way in", "text/html", 302)}
+
+    def get(self) -> None:
+        self.redirect("/docs")

@@ -1,0 +1,140 @@
+"""Server-Sent Events: streams of runs and sessions that a client can leave and come back to."""
+
+import asyncio
+import json
+from typing import Any
+
+from pydantic import BaseModel
+
+from gateway.errors import ExecutionNotFound, Malformed
+from gateway.handlers.base import ApiHandler, Operation, as_refusal, envelope
+from gateway.models.executions import RunRequest
+from gateway.models.queries import NoQuery
+from gateway.services.journal import Journal
+from gateway.services.runs import Run
+
+_KEEP_ALIVE_S = 15.0
+_RETRY_MS = 500
+
+
+class EventHandler(ApiHandler):
+    """Sends numbered events; waits for a slow reader without holding up anybody else."""
+
+    answers_once = False
+
+    async def follow(self, journal: Journal, after: int, name: str) -> None:
+        """Send every event after number `after`, until the journal is closed or the client has left."""
+        following = journal.follow(after)
+        waiting: asyncio.Future[Any] | None = None
+        try:
+            while True:
+                waiting = waiting or asyncio.ensure_future(anext(following, None))
+                done, _ = await asyncio.wait({waiting}, timeout=_KEEP_ALIVE_S)
+                self._begin()
+                if not done:
+                    self.write(": waiting\n\n")
+                elif (entry := waiting.result()) is None:
+                    return
+                else:
+                    waiting = None
+                    self._write_event(entry.kind, entry.data, f"{name}:{entry.number}")
+                await self.flush()
+        finally:
+            if waiting is not None:
+                waiting.cancel()
+                await asyncio.wait({waiting})
+            await following.aclose()
+
+    def _begin(self) -> None:
+        if not self._headers_written:
+            self.set_header("Content-Type", "text/event-stream; charset=utf-8")
+            self.set_header("X-Accel-Buffering", "no")
+            self.write(f"retry: {_RETRY_MS}\n\n")
+
+    def _write_event(self, kind: str, data: Any, event_id: str) -> None:
+        body = data.model_dump_json() if isinstance(data, BaseModel) else json.dumps(data, ensure_ascii=False, default=str)
+        self.write(f"event: {kind}\nid: {event_id}\ndata: {body}\n\n")
+
+    def last_event(self) -> tuple[str, int] | None:
+        """Name and number of the event that the client has seen last. Raises `Malformed`."""
+        given = self.request.headers.get("Last-Event-ID")
+        if given is None:
+            return None
+        name, _, number = given.rpartition(":")
+        if not name or not number.isdigit():
+            raise Malformed("Last-Event-ID: is not the id of an event that was sent.", field="Last-Event-ID")
+        return name, int(number)
+
+
+class RunEventHandler(EventHandler):
+    """Events of runs."""
+
+    async def follow_run(self, run: Run, after: int) -> None:
+        """All of a run's events; a run that was refused before it began raises that refusal."""
+        await self.follow(run.journal, after, run.id)
+        if run.failure is not None:
+            if not self._headers_written:
+                raise run.failure
+            self._write_event("refused", envelope(as_refusal(run.failure), self.request_id), f"{run.id}:0")
+        await self.finish()
+
+    async def resume(self, session_id: str, execution_id: str, after: int) -> None:
+        """Go on after an event; of a run that ended long ago only `done`, which holds everything."""
+        executions = self.services.executions
+        run = executions.find_run(execution_id)
+        if run is not None and run.record.session_id == session_id:
+            try:
+                return await self.follow_run(run, after)
+            finally:
+                executions.leave(run)
+        record = await executions.get(session_id, execution_id)
+        if record.finished_at is None:
+            raise ExecutionNotFound(execution_id)
+        self._begin()
+        self._write_event("done", record, f"{execution_id}:{after + 1}")
+        return await self.finish()
+
+
+class StreamHandler(RunEventHandler):
+    """/api/sessions/{session_id}/stream"""
+
+    operations = {
+        "POST": Operation("Run code and stream its outputs; `Last-Event-ID` resumes", "text/event-stream", body=RunRequest,
+                          body_required=False)
+    }  # fmt: skip
+
+    async def post(self, session_id: str) -> None:
+        session_id = self.session_id(session_id)
+        if last := self.last_event():
+            return await self.resume(session_id, *last)
+        executions = self.services.executions
+        async with executions.open(session_id, self.body(RunRequest), self.caller, interactive=True) as run:
+            self.set_header("X-Execution-Id", run.id)
+            await self.follow_run(run, 0)
+        return None
+
+
+class ExecutionEventsHandler(RunEventHandler):
+    """/api/sessions/{session_id}/executions/{execution_id}/events: follow a run that was started elsewhere."""
+
+    operations = {"GET": Operation("Stream the events of a run", "text/event-stream")}
+
+    async def get(self, session_id: str, execution_id: str) -> None:
+        self.query(NoQuery)
+        last = self.last_event()
+        await self.resume(self.session_id(session_id), execution_id, last[1] if last else 0)
+
+
+class SessionEventsHandler(EventHandler):
+    """/api/sessions/{session_id}/events"""
+
+    operations = {"GET": Operation("Stream state moves, and outputs that belong to no answer", "text/event-stream")}
+
+    async def get(self, session_id: str) -> None:
+        self.query(NoQuery)
+        live = await self.services.sessions.hold(self.session_id(session_id), self.caller, create=False)
+        last = self.last_event()
+        self._begin()
+        await self.flush()
+        await self.follow(live.events, last[1] if last else 0, live.uid)
+        await self.finish()

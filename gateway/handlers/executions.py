@@ -1,0 +1,91 @@
+"""Running code over HTTP."""
+
+from gateway.handlers.base import ApiHandler, Operation
+from gateway.models.executions import (
+    Accepted, ExecuteRequest, ExecutionList, ExecutionView, HistoryList, InputRequest, Interrupted, RunAnswer, RunRequest,
+)  # fmt: skip
+from gateway.models.queries import NoQuery, PageQuery, Success
+
+
+class RunHandler(ApiHandler):
+    """POST /api/sessions/{session_id}/run: run code, answer with all of its outputs."""
+
+    operations = {
+        "POST": Operation("Run code; failing code is a result, not an error", RunAnswer, body=RunRequest,
+                          body_required=False, also={202: "Begun in the background"}),
+    }  # fmt: skip
+
+    async def post(self, session_id: str) -> None:
+        session_id, request = self.session_id(session_id), self.body(RunRequest)
+        if request.background:
+            self.send(await self.services.executions.start(session_id, request, self.caller), 202)
+        else:
+            keep_on = "Idempotency-Key" in self.request.headers
+            self.send(await self.services.executions.run(session_id, request, self.caller, keep_on=keep_on))
+
+
+class ExecuteHandler(ApiHandler):
+    """POST /api/execute: a fresh session, one run, gone afterwards."""
+
+    operations = {"POST": Operation("Run code once, in a session of its own", RunAnswer, body=ExecuteRequest)}
+
+    async def post(self) -> None:
+        self.send(await self.services.executions.execute(self.body(ExecuteRequest), self.caller))
+
+
+class ExecutionsHandler(ApiHandler):
+    """/api/sessions/{session_id}/executions"""
+
+    operations = {"GET": Operation("Runs, newest first", ExecutionList, query=PageQuery)}
+
+    async def get(self, session_id: str) -> None:
+        page = self.query(PageQuery).page_request
+        self.send(await self.services.executions.list(self.session_id(session_id), page))
+
+
+class HistoryHandler(ApiHandler):
+    """/api/sessions/{session_id}/history"""
+
+    operations = {"GET": Operation("Every run: code, outputs, times, who", HistoryList, query=PageQuery)}
+
+    async def get(self, session_id: str) -> None:
+        page = self.query(PageQuery).page_request
+        self.send(await self.services.executions.history(self.session_id(session_id), page))
+
+
+class ExecutionHandler(ApiHandler):
+    """/api/sessions/{session_id}/executions/{execution_id}"""
+
+    operations = {
+        "GET": Operation("One run, also while it is queued or under way", ExecutionView),
+        "DELETE": Operation("Cancel a run", ExecutionView),
+    }
+
+    async def get(self, session_id: str, execution_id: str) -> None:
+        self.query(NoQuery)
+        self.send(await self.services.executions.get(self.session_id(session_id), execution_id))
+
+    async def delete(self, session_id: str, execution_id: str) -> None:
+        self.query(NoQuery)
+        self.send(await self.services.executions.cancel(self.session_id(session_id), execution_id))
+
+
+class InterruptHandler(ApiHandler):
+    """POST /api/sessions/{session_id}/interrupt"""
+
+    operations = {"POST": Operation("Interrupt the run under way", Interrupted)}
+
+    async def post(self, session_id: str) -> None:
+        self.body(NoQuery)
+        self.send(await self.services.executions.interrupt(self.session_id(session_id)))
+
+
+class InputHandler(ApiHandler):
+    """POST /api/sessions/{session_id}/input: answer a cell that waits in `input()`."""
+
+    operations = {"POST": Operation("Answer a cell that waits for input", Success, body=InputRequest,
+                                    also={409: "No cell waits"})}  # fmt: skip
+
+    async def post(self, session_id: str) -> None:
+        await self.services.executions.give_input(self.session_id(session_id), self.body(InputRequest).text)
+        self.send(Success())

@@ -1,0 +1,123 @@
+"""The OpenAPI 3.1 document, made from the routes and the pydantic models: there is no second source."""
+
+import re
+from collections.abc import Iterable
+from importlib.metadata import version
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from gateway.handlers.base import ErrorView, Operation
+
+_REF = "#/components/schemas/{model}"
+_ERRORS = {
+    400: "It can't be read", 403: "Not for this caller", 404: "There is no such thing", 409: "Not as things stand",
+    413: "Too large", 415: "Not JSON", 422: "A field does not hold what it must", 429: "Too much at once",
+    503: "Something that is needed is away", 504: "It took too long",
+}  # fmt: skip
+_SESSION_ID = {"type": "string", "pattern": r"^[A-Za-z0-9][A-Za-z0-9_.:\-]{0,127}$", "examples": ["data-processor"]}
+
+
+def document(routes: Iterable[tuple[str, type[Any]]]) -> dict[str, Any]:
+    """The whole document for routes, given as path and handler."""
+    routes = list(routes)
+    models = _models(op for _, handler in routes for op in handler.operations.values())
+    schemas, definitions = models_json_schema(
+        models, ref_template=_REF, by_alias=True
+    )
+    refs = dict(schemas)
+    paths: dict[str, Any] = {}
+    for path, handler in routes:
+        parameters = [
+            {"name": name, "in": "path", "required": True, "schema": _SESSION_ID if name == "session_id" else {"type": "string"}}
+            for name in re.findall(r"\{(\w+)\}", path)
+        ]
+        paths[path] = {
+            method.lower(): _operation(path, method, operation, refs) for method, operation in handler.operations.items()
+        } | ({"parameters": parameters} if parameters else {})
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Session Gateway",
+            "version": version("session-gateway"),
+            "description": "Sessions of live Jupyter kernels that remember. `/api/v0` and `/api/v2` are other names of `/api`.",
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "paths": paths,
+        "components": {"schemas": definitions.get("$defs", {})},
+    }
+
+
+def _models(operations: Iterable[Operation]) -> list[tuple[type[BaseModel], Any]]:
+    found: dict[tuple[type[BaseModel], str], None] = {(ErrorView, "serialization"): None}
+    for operation in operations:
+        for part, mode in ((operation.body, "validation"), (operation.answer, "serialization")):
+            if isinstance(part, type):
+                found[part, mode] = None
+    return list(found)
+
+
+def _operation(path: str, method: str, operation: Operation, refs: dict[Any, Any]) -> dict[str, Any]:
+    parts = [part for part in path.split("/") if part]
+    described: dict[str, Any] = {
+        "operationId": re.sub(r"\W+", "_", f"{method.lower()}_{path.strip('/')}").strip("_"),
+        "summary": operation.summary,
+        "tags": [next((part for part in parts[1:] if not part.startswith("{")), "service")],
+        "responses": _responses(operation, refs),
+    }
+    if operation.query is not None:
+        described["parameters"] = _query_parameters(operation.query)
+    if operation.body is not None:
+        described["requestBody"] = {
+            "required": operation.body_required and not isinstance(operation.body, str),
+            "content": _content(operation.body, "validation", refs),
+        }
+    if method == "POST":
+        described.setdefault("parameters", []).append(
+            {"name": "Idempotency-Key", "in": "header", "required": False,
+             "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": r"^[!-~]+$"},
+             "description": "A repeated request answers with the first answer, for 24 hours"}
+        )  # fmt: skip
+    return described
+
+
+def _responses(operation: Operation, refs: dict[Any, Any]) -> dict[str, Any]:
+    fine: dict[str, Any] = {"description": operation.summary}
+    if operation.answer is not None:
+        fine["content"] = _content(operation.answer, "serialization", refs)
+    responses = {str(operation.status): fine}
+    refusal = {"application/json": {"schema": refs[ErrorView, "serialization"]}}
+    for status, why in {**_ERRORS, **operation.also}.items():
+        responses.setdefault(str(status), {"description": why} | ({"content": refusal} if status >= 400 else {}))
+    return dict(sorted(responses.items()))
+
+
+def _content(part: type[BaseModel] | str, mode: str, refs: dict[Any, Any]) -> dict[str, Any]:
+    if isinstance(part, str):
+        return {part: {"schema": {"type": "string"}} if part.startswith("text/") else {}}
+    return {"application/json": {"schema": refs[part, mode]}}
+
+
+def _query_parameters(query: type[BaseModel]) -> list[dict[str, Any]]:
+    schema = query.model_json_schema(ref_template=_REF)
+    definitions = schema.get("$defs", {})
+    parameters = []
+    for name, field in schema.get("properties", {}).items():
+        parameters.append({"name": name, "in": "query", "required": False, "schema": _inlined(field, definitions)})
+    return parameters
+
+
+def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
+    """A parameter's schema without references; a null has no spelling in a query."""
+    if isinstance(schema, list):
+        return [_inlined(one, definitions) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        return _inlined(definitions[schema["$ref"].rsplit("/", 1)[-1]], definitions)
+    if "anyOf" in schema:
+        options = [one for one in schema["anyOf"] if one != {"type": "null"}]
+        if len(options) == 1:
+            return _inlined(options[0], definitions)
+    return {key: _inlined(value, definitions) for key, value in schema.items() if key not in ("default", "title")}

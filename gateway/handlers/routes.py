@@ -1,0 +1,63 @@
+"""Every URL of the gateway, once."""
+
+import re
+from typing import NamedTuple
+
+from gateway.handlers import diagnostics, docs, events, executions, files, introspection, sessions
+from gateway.handlers.base import ApiHandler
+
+
+class Route(NamedTuple):
+    """`path` is as OpenAPI writes it; a `{path}` at its end may hold slashes."""
+
+    path: str
+    handler: type[ApiHandler]
+
+    @property
+    def pattern(self) -> str:
+        """`/api/v0` and `/api/v2` are other names of `/api`."""
+        pattern = re.sub(r"\{(\w+)\}", lambda m: f"(?P<{m[1]}>{'.+' if m[1] == 'path' else '[^/]+'})", self.path)
+        return re.sub(r"^/api(?=/)", "/api(?:/v0|/v2)?", pattern)
+
+
+_SESSION = "/api/sessions/{session_id}"
+
+ROUTES = [
+    Route("/api/sessions", sessions.SessionsHandler),
+    Route(_SESSION, sessions.SessionHandler),
+    Route(f"{_SESSION}/undelete", sessions.UndeleteHandler),
+    Route(f"{_SESSION}/labels", sessions.LabelsHandler),
+    Route(f"{_SESSION}/states", sessions.StatesHandler),
+    Route(f"{_SESSION}/code", sessions.CodeHandler),
+    Route(f"{_SESSION}/restart", sessions.RestartHandler),
+    Route(f"{_SESSION}/wake", sessions.WakeHandler),
+    Route(f"{_SESSION}/hibernate", sessions.HibernateHandler),
+    Route(f"{_SESSION}/run", executions.RunHandler),
+    Route(f"{_SESSION}/stream", events.StreamHandler),
+    Route(f"{_SESSION}/interrupt", executions.InterruptHandler),
+    Route(f"{_SESSION}/input", executions.InputHandler),
+    Route(f"{_SESSION}/executions", executions.ExecutionsHandler),
+    Route(f"{_SESSION}/executions/{{execution_id}}", executions.ExecutionHandler),
+    Route(f"{_SESSION}/executions/{{execution_id}}/events", events.ExecutionEventsHandler),
+    Route(f"{_SESSION}/history", executions.HistoryHandler),
+    Route(f"{_SESSION}/events", events.SessionEventsHandler),
+    Route(f"{_SESSION}/files", files.FilesHandler),
+    Route(f"{_SESSION}/files/move", files.MoveHandler),
+    Route(f"{_SESSION}/files/{{path}}", files.FileHandler),
+    Route(f"{_SESSION}/archive", files.ArchiveHandler),
+    Route(f"{_SESSION}/variables", introspection.VariablesHandler),
+    Route(f"{_SESSION}/variables/{{name}}", introspection.VariableHandler),
+    Route(f"{_SESSION}/complete", introspection.CompleteHandler),
+    Route(f"{_SESSION}/inspect", introspection.InspectHandler),
+    Route(f"{_SESSION}/is_complete", introspection.IsCompleteHandler),
+    Route(f"{_SESSION}/logs", diagnostics.LogsHandler),
+    Route(f"{_SESSION}/metrics", diagnostics.SessionMetricsHandler),
+    Route("/api/execute", executions.ExecuteHandler),
+    Route("/api/kernels", diagnostics.KernelsHandler),
+    Route("/api/health", diagnostics.HealthHandler),
+    Route("/api/ready", diagnostics.ReadyHandler),
+    Route("/api/openapi.json", docs.OpenApiHandler),
+    Route("/metrics", diagnostics.MetricsHandler),
+    Route("/docs", docs.DocsHandler),
+    Route("/", docs.HomeHandler),
+]

@@ -1,0 +1,153 @@
+"""Sessions over HTTP."""
+
+from gateway.handlers.base import ApiHandler, Operation
+from gateway.models.queries import DeleteManyQuery, DeleteQuery, NoQuery, PageQuery, SessionQuery
+from gateway.models.executions import RestartRequest
+from gateway.models.sessions import (
+    CodeView, CreateSession, Deleted, DeletedMany, LabelMap, MoveList, SessionList, SessionView, StoredCode, UpdateSession,
+)  # fmt: skip
+
+
+class SessionsHandler(ApiHandler):
+    """/api/sessions"""
+
+    operations = {
+        "POST": Operation("Create a session", SessionView, 201, CreateSession, body_required=False,
+                          also={409: "The id is taken"}),
+        "GET": Operation("List live sessions, newest first", SessionList, query=SessionQuery),
+        "DELETE": Operation("Delete all sessions that match", DeletedMany, query=DeleteManyQuery),
+    }  # fmt: skip
+
+    async def post(self) -> None:
+        self.query(NoQuery)
+        session = await self.services.sessions.create(self.body(CreateSession), self.caller)
+        self.send(self.view(session), 201)
+
+    async def get(self) -> None:
+        query = self.query(SessionQuery)
+        found = await self.services.sessions.list(query.filter, query.page_request)
+        views = [self.view(session) for session in found.items]
+        self.send(SessionList(
+            sessions=views, count=len(views), total_count=found.total_count, next_token=found.next_token
+        ))  # fmt: skip
+
+    async def delete(self) -> None:
+        self.send(await self.services.sessions.delete_many(self.query(DeleteManyQuery).filter))
+
+
+class SessionHandler(ApiHandler):
+    """/api/sessions/{session_id}"""
+
+    operations = {
+        "GET": Operation("The session document", SessionView),
+        "PUT": Operation("Change a session; maps that are named are replaced", SessionView, body=UpdateSession),
+        "PATCH": Operation("Change a session; maps that are named are merged", SessionView, body=UpdateSession),
+        "DELETE": Operation("Stop and delete a session; `purge` removes it for good", Deleted, query=DeleteQuery),
+    }
+
+    async def get(self, session_id: str) -> None:
+        self.query(NoQuery)
+        self.send(self.view(await self.services.sessions.get(self.session_id(session_id))))
+
+    async def put(self, session_id: str) -> None:
+        await self._update(session_id, replace_maps=True)
+
+    async def patch(self, session_id: str) -> None:
+        await self._update(session_id, replace_maps=False)
+
+    async def _update(self, session_id: str, *, replace_maps: bool) -> None:
+        request = self.body(UpdateSession)
+        session = await self.services.sessions.update(self.session_id(session_id), request, replace_maps=replace_maps)
+        self.send(self.view(session))
+
+    async def delete(self, session_id: str) -> None:
+        purge = self.query(DeleteQuery).purge
+        self.send(await self.services.sessions.delete(self.session_id(session_id), purge=purge))
+
+
+class UndeleteHandler(ApiHandler):
+    """/api/sessions/{session_id}/undelete"""
+
+    operations = {"POST": Operation("Bring a deleted session back", SessionView, also={409: "Taken", 410: "Purged"})}
+
+    async def post(self, session_id: str) -> None:
+        self.body(NoQuery)
+        self.send(self.view(await self.services.sessions.undelete(self.session_id(session_id))))
+
+
+class LabelsHandler(ApiHandler):
+    """/api/sessions/{session_id}/labels"""
+
+    operations = {
+        "GET": Operation("The label map", LabelMap),
+        "PUT": Operation("Replace the label map", LabelMap, body=LabelMap),
+    }
+
+    async def get(self, session_id: str) -> None:
+        self.query(NoQuery)
+        self.send(LabelMap((await self.services.sessions.get(self.session_id(session_id))).labels))
+
+    async def put(self, session_id: str) -> None:
+        labels = self.body(LabelMap).root
+        self.send(LabelMap(await self.services.sessions.set_labels(self.session_id(session_id), labels)))
+
+
+class StatesHandler(ApiHandler):
+    """/api/sessions/{session_id}/states"""
+
+    operations = {"GET": Operation("Every state move, newest first", MoveList, query=PageQuery)}
+
+    async def get(self, session_id: str) -> None:
+        page = self.query(PageQuery).page_request
+        found = await self.services.sessions.list_moves(self.session_id(session_id), page)
+        self.send(MoveList(
+            states=found.items, count=len(found.items), total_count=found.total_count, next_token=found.next_token
+        ))  # fmt: skip
+
+
+class CodeHandler(ApiHandler):
+    """/api/sessions/{session_id}/code: what a run without `code` uses."""
+
+    operations = {
+        "GET": Operation("The stored code", CodeView, also={404: "None is stored"}),
+        "PUT": Operation("Store code", CodeView, body=StoredCode),
+    }
+
+    async def get(self, session_id: str) -> None:
+        self.query(NoQuery)
+        self.send(CodeView(code=await self.services.sessions.get_code(self.session_id(session_id))))
+
+    async def put(self, session_id: str) -> None:
+        code = self.body(StoredCode).code
+        await self.services.sessions.set_code(self.session_id(session_id), code)
+        self.send(CodeView(code=code))
+
+
+class RestartHandler(ApiHandler):
+    """/api/sessions/{session_id}/restart"""
+
+    operations = {"POST": Operation("Restart the kernel; files are kept", SessionView, body=RestartRequest, body_required=False)}
+
+    async def post(self, session_id: str) -> None:
+        self.body(RestartRequest)
+        self.send(self.view(await self.services.sessions.restart(self.session_id(session_id))))
+
+
+class WakeHandler(ApiHandler):
+    """/api/sessions/{session_id}/wake"""
+
+    operations = {"POST": Operation("Have the kernel running", SessionView)}
+
+    async def post(self, session_id: str) -> None:
+        self.body(NoQuery)
+        self.send(self.view(await self.services.sessions.wake(self.session_id(session_id))))
+
+
+class HibernateHandler(ApiHandler):
+    """/api/sessions/{session_id}/hibernate"""
+
+    operations = {"POST": Operation("End the kernel of an idle session", SessionView, also={409: "It runs code"})}
+
+    async def post(self, session_id: str) -> None:
+        self.body(NoQuery)
+        self.send(self.view(await self.services.sessions.hibernate(self.session_id(session_id))))

@@ -1,0 +1,69 @@
+"""What all models share: strict requests, UTC times, text that can be stored and sent."""
+
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, PlainSerializer
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+def iso(moment: datetime) -> str:
+    """`2026-01-20T10:00:00.123456Z`: always UTC, always six decimals."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def _aware(moment: datetime) -> datetime:
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+
+def _storable(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("must not contain a NUL character")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("must not contain a lone surrogate") from None
+    return text
+
+
+def _storable_tree(value: Any) -> Any:
+    """The same promise for free JSON: every key and every string in it, at most 64 levels deep."""
+    pending = [(value, 0)]
+    while pending:
+        item, depth = pending.pop()
+        if depth > 64:
+            raise ValueError("must not be nested deeper than 64 levels")
+        if isinstance(item, str):
+            _storable(item)
+        elif isinstance(item, dict):
+            for key in item:
+                _storable(str(key))
+            pending.extend((child, depth + 1) for child in item.values())
+        elif isinstance(item, list):
+            pending.extend((child, depth + 1) for child in item)
+        elif isinstance(item, int) and not -(2**63) <= item < 2**63:
+            raise ValueError("must not hold an integer beyond 64 bits")
+        elif isinstance(item, float) and item - item != 0:
+            raise ValueError("must not hold NaN or an infinity")
+    return value
+
+
+Utc = Annotated[datetime, AfterValidator(_aware), PlainSerializer(iso, return_type=str)]
+Text = Annotated[str, AfterValidator(_storable)]
+Json = Annotated[Any, BeforeValidator(_storable_tree)]
+JsonMap = Annotated[dict[str, Any], BeforeValidator(_storable_tree)]
+
+
+class Request(BaseModel):
+    """What comes in from outside: an unknown field is refused, and named."""
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+
+class Answer(BaseModel):
+    """What goes out."""
+
+    model_config = ConfigDict(extra="ignore")

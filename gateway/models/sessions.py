@@ -1,0 +1,254 @@
+"""A session: the document that is stored, what may be asked of it, and what is shown of it."""
+
+import re
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, RootModel, StringConstraints
+
+from gateway.models.base import Answer, JsonMap, Request, Text, Utc
+from gateway.models.labels import Labels
+from gateway.states import State
+
+SessionId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:\-]{0,127}\z")]
+Name = Annotated[Text, StringConstraints(min_length=1, max_length=256)]
+KernelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._\-]{0,127}\z")]
+PositiveSeconds = Annotated[float, Field(gt=0, le=31_536_000)]
+
+_ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,255}")
+_SIZE = re.compile(r"(\d{1,12})\s*(|[kKMGT]i?)B?")
+_UNITS = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12} | {
+    "ki": 2**10, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40,
+}  # fmt: skip
+
+
+def _env_names(env: dict[str, str]) -> dict[str, str]:
+    for name in env:
+        if not _ENV_NAME.fullmatch(name):
+            raise ValueError(f"{name!r} is not a name for an environment variable")
+    return env
+
+
+def _whole_size(size: int | str) -> int | str:
+    size_bytes(size)
+    return size
+
+
+def size_bytes(size: int | str) -> int:
+    """Bytes of `4Gi`, `512M` or a plain number. Raises `ValueError`."""
+    if isinstance(size, int):
+        if size <= 0:
+            raise ValueError("must be more than nothing")
+        return size
+    match = _SIZE.fullmatch(size.strip())
+    if not match or int(match[1]) == 0:
+        raise ValueError("must be a number of bytes, or one with a unit such as 512M or 4Gi")
+    return int(match[1]) * _UNITS[match[2]]
+
+
+Env = Annotated[dict[str, Text], AfterValidator(_env_names), Field(max_length=256)]
+Size = Annotated[int | str, AfterValidator(_whole_size)]
+SetupStatus = Literal["pending", "running", "done", "failed"]
+
+
+class Resources(Request):
+    """What a session's kernel may use; a field left out takes the gateway's setting."""
+
+    cpu: Annotated[float, Field(gt=0, le=1024)] | None = None
+    memory: Size | None = None
+    pids: Annotated[int, Field(ge=16, le=1_000_000)] | None = None
+    disk: Size | None = None
+    network: Literal["none", "host"] | None = None
+
+
+class Setup(Request):
+    """What is installed and run in a session's own environment before its first cell."""
+
+    pip: list[Annotated[Text, StringConstraints(min_length=1, max_length=512)]] = Field(default=[], max_length=256)
+    npm: list[Annotated[Text, StringConstraints(min_length=1, max_length=512)]] = Field(default=[], max_length=256)
+    commands: list[Annotated[Text, StringConstraints(min_length=1, max_length=65_536)]] = Field(default=[], max_length=256)
+
+
+class SessionAgent(BaseModel):
+    id: str
+    name: str | None = None
+    model: str | None = None
+
+
+class CreateSession(Request):
+    session_id: SessionId | None = Field(default=None, validation_alias=AliasChoices("session_id", "id", "new_id"))
+    name: Name | None = None
+    language: Annotated[Text, StringConstraints(min_length=1, max_length=64)] | None = None
+    kernel: KernelName | None = None
+    image_id: Annotated[Text, StringConstraints(min_length=1, max_length=256)] | None = None
+    persistent: bool = True
+    labels: Labels = {}
+    data: JsonMap = {}
+    metadata: JsonMap = {}
+    starting_prompt: Text | None = None
+    agent_ids: list[Annotated[Text, StringConstraints(min_length=1, max_length=256)]] = Field(default=[], max_length=64)
+    waiting_timeout_seconds: PositiveSeconds | None = None
+    default_timeout: PositiveSeconds | None = None
+    env: Env = Field(default={}, validation_alias=AliasChoices("env", "envs"))
+    setup: Setup | None = None
+    resources: Resources = Resources()
+    template: Annotated[Text, StringConstraints(min_length=1, max_length=256)] | None = None
+    workspace: Annotated[Text, StringConstraints(min_length=1, max_length=256)] | None = None
+    allow_internet_access: bool | None = Field(default=None, alias="allowInternetAccess")
+    allow_public_access: bool | None = Field(default=None, alias="allowPublicAccess")
+
+
+class UpdateSession(Request):
+    """PUT replaces the maps that it names, PATCH merges them; a null in a merged map removes its key."""
+
+    name: Name | None = None
+    waiting_timeout_seconds: PositiveSeconds | None = None
+    default_timeout: PositiveSeconds | None = None
+    metadata: JsonMap | None = None
+    data: JsonMap | None = None
+    labels: Labels | None = None
+
+
+class LabelMap(RootModel[Labels]):
+    """The labels of a session, the map itself."""
+
+
+class StoredCode(Request):
+    """The code that a run without `code` uses."""
+
+    code: Text
+
+
+class Session(BaseModel):
+    """The stored document. `uid` never changes and is never reused; `id` is free again after a delete."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    uid: str
+    id: str
+    name: str
+    state: State = State.INIT
+    state_reason: str | None = None
+    language: str = "python"
+    kernel: str = "python3"
+    image_id: str | None = None
+    image_found: bool | None = None
+    persistent: bool = True
+    labels: dict[str, str] = {}
+    data: dict[str, Any] = {}
+    metadata: dict[str, Any] = {}
+    starting_prompt: str | None = None
+    agents: list[SessionAgent] = []
+    parent_id: str | None = None
+    template: str | None = None
+    waiting_timeout_seconds: float = 300
+    default_timeout: float | None = None
+    resources: Resources = Resources()
+    env: dict[str, str] = {}
+    setup: Setup | None = None
+    setup_status: SetupStatus | None = None
+    code: str | None = None
+    created_by: str = "local"
+    created_at: Utc
+    updated_at: Utc
+    last_run_at: Utc | None = None
+    expires_at: Utc | None = None
+    deleted_at: Utc | None = None
+    run_count: int = 0
+    file_count: int = 0
+    total_size_bytes: int = 0
+    holder: str | None = None
+    version: int = 0
+
+
+class JupyterAddress(BaseModel):
+    kernel_id: str
+    url: str
+
+
+class SessionView(Answer):
+    """The session document as callers see it."""
+
+    id: str
+    session_id: str
+    name: str
+    state: State
+    state_reason: str | None
+    language: str
+    kernel: str
+    image_id: str | None
+    persistent: bool
+    labels: dict[str, str]
+    data: dict[str, Any]
+    metadata: dict[str, Any]
+    starting_prompt: str | None
+    agents: list[SessionAgent]
+    parent_id: str | None
+    template: str | None
+    waiting_timeout_seconds: float
+    default_timeout: float | None
+    resources: dict[str, Any]
+    created_by: str
+    created_at: Utc
+    updated_at: Utc
+    last_run_at: Utc | None
+    expires_at: Utc | None
+    deleted_at: Utc | None
+    run_count: int
+    file_count: int
+    total_size_bytes: int
+    setup_status: SetupStatus | None
+    resource_url: str
+    jupyter: JupyterAddress | None
+
+    @classmethod
+    def of(cls, session: Session, base_url: str, kernel_id: str | None = None) -> Self:
+        """The view of `session`, with addresses under `base_url` (scheme and host)."""
+        fields = session.model_dump(exclude={"resources", "agents"})
+        return cls(
+            **fields,
+            session_id=session.id,
+            agents=session.agents,
+            resources=session.resources.model_dump(exclude_none=True),
+            resource_url=f"{base_url}/api/sessions/{session.id}",
+            jupyter=kernel_id
+            and JupyterAddress(kernel_id=kernel_id, url=f"{base_url}/jupyter/api/kernels/{kernel_id}"),
+        )
+
+
+class SessionList(Answer):
+    sessions: list[SessionView]
+    count: int
+    total_count: int
+    next_token: str | None
+
+
+class Deleted(Answer):
+    success: bool = True
+    id: str
+    deleted_at: Utc
+
+
+class DeletedMany(Answer):
+    success: bool = True
+    deleted_count: int
+    deleted_sessions: list[str]
+
+
+class Move(Answer):
+    """One state move, as `GET …/states` tells it."""
+
+    before: State | None
+    after: State
+    reason: str | None = None
+    at: Utc
+
+
+class MoveList(Answer):
+    states: list[Move]
+    count: int
+    total_count: int
+    next_token: str | None
+
+
+class CodeView(Answer):
+    code: str

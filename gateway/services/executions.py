@@ -1,0 +1,362 @@
+"""Running code: one run at a time a session, in order of arrival; all that a run can end in."""
+
+import asyncio
+import base64
+import binascii
+import contextlib
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+from uuid import uuid4
+
+from gateway.config import Settings
+from gateway.errors import Conflict, ExecutionNotFound, GatewayError, Invalid, SessionNotFound, Stopping
+from gateway.metrics import Metrics
+from gateway.models.base import now
+from gateway.models.executions import (
+    Accepted, ExecuteRequest, Execution, ExecutionList, ExecutionView, FileContent, HistoryList, Interrupted,
+    RunAnswer, RunError, RunRequest, Status,
+)  # fmt: skip
+from gateway.models.pages import PageRequest
+from gateway.models.sessions import CreateSession
+from gateway.services.live import Live, LiveSession
+from gateway.services.recorder import Recorder, Spawn
+from gateway.services.runs import Run
+from gateway.services.sessions import SessionService
+from gateway.states import State
+from gateway.stores.base import SessionChanges, Store
+from kernels.errors import KernelGone, KernelsError, NotOffered, StartFailed
+from kernels.kernel import Kernel
+from kernels.outputs import error_of
+
+log = logging.getLogger(__name__)
+
+_REMEMBERED_RUNS = 500
+_REMEMBERED_BYTES = 64 * 2**20
+
+
+class ExecutionService:
+    def __init__(
+        self, settings: Settings, store: Store, live: Live, sessions: SessionService, recorder: Recorder,
+        spawn: Spawn, metrics: Metrics,
+    ) -> None:  # fmt: skip
+        self._settings = settings
+        self._store = store
+        self._live = live
+        self._sessions = sessions
+        self._recorder = recorder
+        self._spawn = spawn
+        self._metrics = metrics
+        self._recent: OrderedDict[str, Run] = OrderedDict()
+        self._recent_bytes = 0
+        self.stopping = False
+
+    async def run(self, session_id: str, request: RunRequest, caller: str, *, keep_on: bool = False) -> RunAnswer:
+        """Run code and answer with all of its outputs; `keep_on` lets it run to its end if the caller leaves."""
+        async with self.open(session_id, request, caller, interactive=False) as run:
+            run.keep_on = keep_on
+            return await self.answer_of(run)
+
+    async def start(self, session_id: str, request: RunRequest, caller: str) -> Accepted:
+        """Begin a run that nobody waits for."""
+        async with self.open(session_id, request, caller, interactive=True) as run:
+            run.keep_on = True
+            return Accepted(execution_id=run.id, session_id=run.record.session_id, status=run.record.status)
+
+    async def answer_of(self, run: Run) -> RunAnswer:
+        """Wait for a run's end. Raises what it was refused with."""
+        await run.finished.wait()
+        if run.failure is not None:
+            raise run.failure
+        assert isinstance(run.answer, RunAnswer)
+        return run.answer
+
+    @asynccontextmanager
+    async def open(self, session_id: str, request: RunRequest, caller: str, *, interactive: bool) -> AsyncIterator[Run]:
+        """Queue a run and hand it out.
+
+        Who leaves the block before it has ended has it stopped, once nobody else has come to follow it
+        within the grace time; a run that is told to keep on is not.
+        """
+        self._recorder.check()
+        live = await self._sessions.hold(session_id, caller, create=self._settings.auto_create)
+        run = self._submit(live, request, caller, interactive)
+        try:
+            yield run
+        finally:
+            self.leave(run)
+
+    def leave(self, run: Run) -> None:
+        """A follower went away: stop the run unless it is over, is to keep on, or somebody comes back in time."""
+        if not run.finished.is_set() and not run.keep_on:
+            self._spawn(self._stop_unless_followed(run))
+
+    async def _stop_unless_followed(self, run: Run) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.resume_grace_s if run.followable else 0):
+                await run.finished.wait()
+        if not run.finished.is_set() and run.journal.followers == 0 and not run.keep_on:
+            await run.stop(self._settings.interrupt_grace_s)
+
+    def find_run(self, execution_id: str) -> Run | None:
+        """A run that is under way or has ended lately, with all of its events."""
+        return self._recent.get(execution_id)
+
+    def _submit(self, live: LiveSession, request: RunRequest, caller: str, interactive: bool) -> Run:
+        if self.stopping:
+            raise Stopping()
+        code = request.code if request.code is not None else live.session.code
+        if code is None:
+            raise Invalid("code: there is none in the request and none stored in the session.", field="code")
+        if request.update_data:
+            live.change(SessionChanges(merge={"data": request.update_data}))
+        record = Execution(
+            id=uuid4().hex, session_uid=live.uid, session_id=live.session.id, created_by=caller, code=code, queued_at=now()
+        )
+        run = Run(
+            record,
+            timeout_s=request.timeout_s or live.session.default_timeout or self._settings.run_timeout_s,
+            env=request.env,
+            stdin=request.stdin,
+            interactive=interactive,
+            store_history=request.store_history,
+            journal_bytes=2 * self._settings.output_limit_bytes,
+        )
+        self._live.enqueue(live, run)
+        self._metrics.queued.inc()
+        self._recent[run.id] = run
+        if live.worker_wanted():
+            self._spawn(self._work(live))
+        return run
+
+    def _forget_old(self) -> None:
+        """Keep the events of the runs that ended last, within bounds; their records are in the store."""
+        for run in list(self._recent.values()):
+            if len(self._recent) <= _REMEMBERED_RUNS and self._recent_bytes <= _REMEMBERED_BYTES:
+                return
+            if run.finished.is_set():
+                del self._recent[run.id]
+                self._recent_bytes -= run.journal.size_bytes
+
+    async def _work(self, live: LiveSession) -> None:
+        """Run what is queued in a session, one after another, until nothing is."""
+        while live.queue:
+            run = live.current = live.queue.popleft()
+            self._metrics.queued.dec()
+            try:
+                await self._perform(live, run)
+            except Exception as error:
+                log.exception("Run %s broke", run.id)
+                run.refuse(GatewayError(f"Something went wrong here ({type(error).__name__})."))
+            finally:
+                live.current = None
+                live.touch()
+        live.worker_done()
+
+    async def _perform(self, live: LiveSession, run: Run) -> None:
+        if run.stopped_as is not None:
+            return self._finish(live, run, Status.INTERRUPTED, _error("KeyboardInterrupt", "It was cancelled before it began."))
+        try:
+            kernel = await live.ready()
+        except StartFailed as error:
+            return self._finish(live, run, Status.DIED, _error("KernelDied", str(error)), state_kept=False)
+        except GatewayError as error:
+            return run.refuse(error)
+        if run.stopped_as is not None:
+            return self._finish(live, run, Status.INTERRUPTED, _error("KeyboardInterrupt", "It was cancelled before it began."))
+        live.move(State.BUSY)
+        record = run.record
+        record.status, record.started_at = Status.RUNNING, now()
+        self._keep(live, record.model_copy())
+        run.journal.add("start", {"execution_id": run.id, "session_id": record.session_id, "code": record.code})
+        began = time.perf_counter()
+        status, error_, kept = await self._run_cell(kernel, run)
+        record.duration_ms = round((time.perf_counter() - began) * 1000, 3)
+        return self._finish(live, run, status, error_, state_kept=kept)
+
+    async def _run_cell(self, kernel: Kernel, run: Run) -> tuple[Status, RunError | None, bool]:
+        """How it ended, the error if there was one, and whether the kernel still has its variables."""
+        answering = asyncio.create_task(run.answer_inputs())
+        try:
+            async with kernel.execute(
+                run.id, run.record.code, on_event=run.on_event, on_input=run.on_input,
+                output_limit_bytes=self._settings.output_limit_bytes, store_history=run.store_history,
+                env=run.env, grace_s=self._settings.interrupt_grace_s,
+            ) as cell:  # fmt: skip
+                run.begin(kernel, cell)
+                try:
+                    async with asyncio.timeout(run.timeout_s):
+                        reply = await kernel.finish(cell)
+                except TimeoutError:
+                    run.stopped_as = Status.TIMEOUT
+                    await kernel.stop(cell, self._settings.interrupt_grace_s)
+                    await kernel.process.kill_children(since=cell.started_at)
+                    reply = await kernel.finish(cell)
+                return self._verdict(run, reply)
+        except NotOffered as error:
+            return Status.ERROR, _error("NotOffered", str(error)), True
+        except KernelGone as error:
+            await asyncio.wait({kernel.ended})
+            if run.stopped_as is not None:
+                return run.stopped_as, _stopped(run, str(error)), False
+            return Status.DIED, _error("KernelDied", str(error)), False
+        finally:
+            answering.cancel()
+
+    def _verdict(self, run: Run, reply: dict[str, Any]) -> tuple[Status, RunError | None, bool]:
+        if run.stopped_as is Status.TIMEOUT:
+            return Status.TIMEOUT, _stopped(run, "It was interrupted; its variables are kept."), True
+        if reply.get("status") == "ok":
+            return Status.OK, None, True
+        if reply.get("status") == "error":
+            error = RunError(**error_of(reply))
+            interrupted = run.stopped_as is Status.INTERRUPTED and error.ename in ("KeyboardInterrupt", "CancelledError")
+            return (Status.INTERRUPTED if interrupted else Status.ERROR), error, True
+        return (run.stopped_as or Status.ERROR), _error("Aborted", "The kernel did not run this cell."), True
+
+    def _finish(
+        self, live: LiveSession, run: Run, status: Status, error: RunError | None, *, state_kept: bool = True
+    ) -> None:
+        record = run.record
+        run.conclude(status, error, state_kept=state_kept)
+        record.finished_at = now()
+        changes = SessionChanges(replace={"last_run_at": record.finished_at}, add={"run_count": 1})
+        if live.session.state is State.BUSY:
+            if state_kept and live.closing is None:
+                live.move(State.READY, changes=changes)
+            else:
+                live.move(State.ERROR, error.evalue if error else None, changes=changes)
+        else:
+            live.change(changes)
+        self._keep(live, record)
+        run.answer = RunAnswer.after(record, live.session.data, live.session.state)
+        self._metrics.runs.labels(status.value).inc()
+        self._metrics.run_seconds.observe((record.duration_ms or 0) / 1000)
+        run.journal.add("done", run.answer, 0)
+        run.journal.close()
+        run.finished.set()
+        self._recent_bytes += run.journal.size_bytes
+        self._forget_old()
+
+    def _keep(self, live: LiveSession, record: Execution) -> None:
+        live.outbox.put(partial(self._store.put_execution, record))
+
+    # Looking back
+
+    async def get(self, session_id: str, execution_id: str) -> ExecutionView:
+        """A run that is queued, under way or over. Raises `ExecutionNotFound`."""
+        uid = await self._sessions.uid_of(session_id)
+        run = self._recent.get(execution_id)
+        if run is not None and run.record.session_uid == uid:
+            return ExecutionView.of(run.record)
+        return ExecutionView.of(await self._store.get_execution(uid, execution_id))
+
+    async def list(self, session_id: str, page: PageRequest) -> ExecutionList:
+        found = await self._store.list_executions(await self._sessions.uid_of(session_id), page)
+        return ExecutionList(
+            executions=[ExecutionView.of(one) for one in found.items],
+            count=len(found.items), total_count=found.total_count, next_token=found.next_token,
+        )  # fmt: skip
+
+    async def history(self, session_id: str, page: PageRequest) -> HistoryList:
+        found = await self.list(session_id, page)
+        return HistoryList(history=found.executions, **found.model_dump(exclude={"executions"}))
+
+    # Ending early
+
+    async def interrupt(self, session_id: str) -> Interrupted:
+        """Interrupt the run under way; waits up to the grace time for it to end."""
+        live = await self._sessions.hold(session_id, "", create=False)
+        run = live.current
+        if run is None or not run.running:
+            return Interrupted(interrupted=False, ended=True, execution_id=None, state=live.session.state)
+        await run.interrupt()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.interrupt_grace_s):
+                await run.finished.wait()
+        return Interrupted(
+            interrupted=True, ended=run.finished.is_set(), execution_id=run.id, state=live.session.state
+        )
+
+    async def cancel(self, session_id: str, execution_id: str) -> ExecutionView:
+        """Take a run out of the queue, or end it; one that is over stays as it is."""
+        uid = await self._sessions.uid_of(session_id)
+        run = self._recent.get(execution_id)
+        if run is None or run.record.session_uid != uid:
+            return ExecutionView.of(await self._store.get_execution(uid, execution_id))
+        if not run.finished.is_set():
+            live = self._live.find(session_id)
+            if live is not None and run in live.queue:
+                live.queue.remove(run)
+                self._metrics.queued.dec()
+                self._finish(live, run, Status.INTERRUPTED, _error("KeyboardInterrupt", "It was cancelled before it began."))
+            else:
+                await run.stop(self._settings.interrupt_grace_s)
+        return ExecutionView.of(run.record)
+
+    async def give_input(self, session_id: str, text: str) -> None:
+        """Raises `Conflict` when no cell waits in `input()`."""
+        live = await self._sessions.hold(session_id, "", create=False)
+        run = live.current
+        if run is None or not await run.give_input(text):
+            raise Conflict(f"No cell of session {session_id!r} waits for input.", session_id=session_id)
+
+    async def quiet(self) -> None:
+        """Wait until no run is under way or queued."""
+        await asyncio.gather(*(run.finished.wait() for run in list(self._recent.values())))
+
+    async def stop_all(self) -> None:
+        """End every run: those that wait do not begin, those under way are interrupted."""
+        unfinished = [run for run in self._recent.values() if not run.finished.is_set()]
+        await asyncio.gather(*(run.stop(self._settings.interrupt_grace_s) for run in unfinished))
+
+    # One run in a session of its own
+
+    async def execute(self, request: ExecuteRequest, caller: str) -> RunAnswer:
+        """A fresh session, its files, one run; gone afterwards, also when the caller leaves."""
+        files = [(path, _content(path, content)) for path, content in request.files.items()]
+        session = await self._sessions.create(
+            CreateSession(language=request.language, kernel=request.kernel, persistent=False), caller, start=False
+        )
+        try:
+            for path, content in files:
+                await self._sessions.write_file(session.id, path, content)
+            run = RunRequest(
+                code=request.code, timeout=request.timeout, timeout_ms=request.timeout_ms, env=request.env, stdin=request.stdin
+            )
+            return await self.run(session.id, run, caller)
+        finally:
+            self._spawn(self._discard(session.id))
+
+    async def _discard(self, session_id: str) -> None:
+        try:
+            await self._sessions.delete(session_id, purge=True)
+        except SessionNotFound:
+            pass
+        except (GatewayError, KernelsError) as error:
+            log.warning("Session %r could not be removed: %s", session_id, error)
+
+
+def _content(path: str, content: str | FileContent) -> bytes:
+    if isinstance(content, str):
+        return content.encode()
+    if content.encoding == "utf-8":
+        return content.content.encode()
+    try:
+        return base64.b64decode(content.content, validate=True)
+    except binascii.Error as error:
+        raise Invalid(f"files.{path}.content: is not base64: {error}.", field=f"files.{path}.content") from None
+
+
+def _error(ename: str, evalue: str) -> RunError:
+    return RunError(ename=ename, evalue=evalue)
+
+
+def _stopped(run: Run, sentence: str) -> RunError:
+    if run.stopped_as is Status.TIMEOUT:
+        return _error("TimeoutError", f"It ran longer than {run.timeout_s:g} s. {sentence}")
+    return _error("KeyboardInterrupt", sentence)

@@ -1,0 +1,392 @@
+"""Session id → running kernel: the only shared mutable state.
+
+A session that is here is held by this gateway, and by no other. Its document in memory leads; the store follows
+through the session's outbox. One task owns each kernel from start to end.
+"""
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from uuid import uuid4
+
+import zmq.asyncio
+
+from gateway.config import Settings
+from gateway.errors import Conflict, Exhausted, GatewayError, NoRoom, SessionNotFound
+from gateway.metrics import Metrics
+from gateway.models.base import iso, now
+from gateway.models.sessions import Session, size_bytes
+from gateway.services.journal import Journal
+from gateway.services.recorder import Recorder, Spawn
+from gateway.services.runs import Run
+from gateway.states import State, check_move
+from gateway.stores.base import NO_CHANGES, SessionChanges, Store
+from kernels.engine import Engine, Exit, Launch, Limits, SetupStep
+from kernels.errors import StartFailed
+from kernels.kernel import Kernel, running
+from kernels.messages import Message
+from kernels.outputs import Outputs
+
+log = logging.getLogger(__name__)
+
+_EVENTS_BYTES = 4 * 2**20
+_STRAY_BYTES = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What a live session works with."""
+
+    settings: Settings
+    store: Store
+    engine: Engine
+    context: zmq.asyncio.Context
+    recorder: Recorder
+    spawn: Spawn
+    metrics: Metrics
+    starting: asyncio.Semaphore
+    base_url: Callable[[], str]
+
+
+class LiveSession:
+    """One session that is held here: its document, its kernel when there is one, its runs."""
+
+    def __init__(self, session: Session, tools: Tools, room: Callable[[], None], gone: Callable[[], None]) -> None:
+        self.session = session
+        self.kernel: Kernel | None = None
+        self.events = Journal(_EVENTS_BYTES)
+        self.queue: deque[Run] = deque()
+        self.current: Run | None = None
+        self.closing: str | None = None
+        self.active_at = time.monotonic()
+        self.outbox = tools.recorder.outbox(self._lost)
+        self._tools = tools
+        self._check_room = room
+        self._gone = gone
+        self._started: asyncio.Future[Kernel] | None = None
+        self._stop: asyncio.Future[str] | None = None
+        self._owned = asyncio.Event()
+        self._owned.set()
+        self._setup_failure: str | None = None
+        self._quiet = asyncio.Event()
+        self._quiet.set()
+
+    @property
+    def uid(self) -> str:
+        return self.session.uid
+
+    @property
+    def busy(self) -> bool:
+        return self.current is not None or bool(self.queue)
+
+    def touch(self) -> None:
+        self.active_at = time.monotonic()
+
+    def worker_wanted(self) -> bool:
+        """Whether nobody works on the queue yet; who gets True must do it."""
+        wanted = self._quiet.is_set()
+        self._quiet.clear()
+        return wanted
+
+    def worker_done(self) -> None:
+        self._quiet.set()
+
+    # State
+
+    def move(self, after: State, reason: str | None = None, changes: SessionChanges = NO_CHANGES) -> None:
+        """Move the document, tell who listens, and have the store follow. Raises `IllegalMove`."""
+        before, at, uid = self.session.state, now(), self.uid
+        check_move(before, after)
+        self.session = changes.apply(self.session).model_copy(
+            update={"state": after, "state_reason": reason, "updated_at": at}
+        )
+        self.events.add("state", {"before": before, "after": after, "reason": reason, "at": iso(at)})
+        tools = self._tools
+        self.outbox.put(
+            lambda: tools.store.move_session(
+                uid, before, after, at, reason=reason, changes=changes, holder=tools.settings.gateway_id
+            )
+        )
+
+    def change(self, changes: SessionChanges) -> None:
+        """Change the document here now, and in the store behind."""
+        at, uid, store = now(), self.uid, self._tools.store
+        self.session = changes.apply(self.session).model_copy(update={"updated_at": at})
+        self.outbox.put(lambda: store.update_session(uid, changes, at))
+
+    def settle(self, reason: str = "Its kernel is gone; files are kept, variables are not.") -> None:
+        """Make the state true for a session whose kernel is not running."""
+        if self.session.state is State.READY:
+            self.move(State.IDLE, reason)
+        elif self.session.state is State.BUSY:
+            self.move(State.ERROR, "The gateway stopped while a run was under way.")
+
+    def _lost(self, error: GatewayError) -> None:
+        if self.closing is None:
+            log.warning("Session %r is no longer held here: %s", self.session.id, error.sentence)
+            self._tools.spawn(self.close("The session was taken over or deleted elsewhere."))
+
+    # Kernel
+
+    async def ready(self) -> Kernel:
+        """The running kernel, started if there is none; leaving early does not stop the start.
+
+        Raises `StartFailed`, `NoRoom`, `SessionNotFound` when it is being deleted.
+        """
+        if self.closing is not None:
+            raise SessionNotFound(self.session.id)
+        self.touch()
+        if self.kernel is not None and not self.kernel.ended.done():
+            return self.kernel
+        await self._owned.wait() if self.kernel is not None else None
+        if self._started is None:
+            self._check_room()
+            self._started = asyncio.get_running_loop().create_future()
+            self._started.add_done_callback(lambda future: future.cancelled() or future.exception())
+            self._stop = asyncio.get_running_loop().create_future()
+            self._owned.clear()
+            self._tools.spawn(self._own(self._started, self._stop))
+        return await asyncio.shield(self._started)
+
+    @property
+    def starting(self) -> bool:
+        return self._started is not None
+
+    async def _own(self, started: asyncio.Future[Kernel], stop: asyncio.Future[str]) -> None:
+        """The one task of a kernel, from launch to end."""
+        launch = self._launch()
+        metrics = self._tools.metrics
+        try:
+            await self._set_up(launch)
+            began = time.perf_counter()
+            await self._tools.starting.acquire()
+            waiting = True
+            try:
+                timeout_s = self._tools.settings.start_timeout_s
+                async with running(self._tools.engine, launch, self._tools.context, timeout_s) as kernel:
+                    self._tools.starting.release()
+                    waiting = False
+                    metrics.kernel_starts.labels("ok").inc()
+                    metrics.kernel_start_seconds.observe(time.perf_counter() - began)
+                    with metrics.kernels.track_inprogress():
+                        await self._serve(kernel, started, stop)
+            finally:
+                if waiting:
+                    self._tools.starting.release()
+        except StartFailed as error:
+            metrics.kernel_starts.labels("failed").inc()
+            self._failed(str(error))
+            if not started.done():
+                started.set_exception(error)
+        except Exception as error:
+            log.exception("The kernel of session %r could not be kept", self.session.id)
+            self._failed(f"Internal error: {type(error).__name__}")
+            if not started.done():
+                started.set_exception(StartFailed("The kernel could not be started."))
+        finally:
+            if not started.done():
+                started.set_exception(StartFailed("The start was given up."))
+            self.kernel = None
+            self._started = self._stop = None
+            self._owned.set()
+
+    def _failed(self, why: str) -> None:
+        if self.session.state is not State.ERROR:
+            self.move(State.ERROR, why)
+
+    async def _serve(self, kernel: Kernel, started: asyncio.Future[Kernel], stop: asyncio.Future[str]) -> None:
+        kernel.channels.listen(self._hear)
+        self.kernel = kernel
+        if self.session.state is State.ERROR:
+            self.move(State.INIT)
+        self.move(State.READY, self._setup_failure)
+        self.touch()
+        started.set_result(kernel)
+        await asyncio.wait({kernel.ended, stop}, return_when=asyncio.FIRST_COMPLETED)
+        if kernel.ended.done():
+            self._died(kernel.ended.result())
+        elif self.current is None and self.closing is None:
+            await kernel.shut_down(grace_s=2.0)
+        else:
+            await kernel.process.kill(stop.result())
+
+    def _died(self, exit_: Exit) -> None:
+        self._tools.metrics.kernel_deaths.inc()
+        log.info("The kernel of session %r ended: %s", self.session.id, exit_.reason)
+        if self.current is None and self.session.state is State.READY:
+            self.move(State.ERROR, exit_.reason)
+
+    async def stop_kernel(self, reason: str) -> None:
+        """End the kernel, whatever it does; a run under way ends as `died`, with this reason."""
+        if self._stop is not None:
+            if not self._stop.done():
+                self._stop.set_result(reason)
+            if self._started is not None and not self._started.done():
+                await asyncio.wait({self._started})
+            if self.kernel is not None and self.current is not None:
+                await self.kernel.process.kill(reason)
+            await self._owned.wait()
+
+    async def hibernate(self, reason: str) -> None:
+        """End the kernel of a session that nobody uses. Raises `Conflict` when it is busy."""
+        if self.busy:
+            raise Conflict(f"Session {self.session.id!r} is running code.", session_id=self.session.id)
+        if self.kernel is None and not self.starting:
+            return
+        if self.session.state is State.READY:
+            self.move(State.IDLE, reason)
+        await self.stop_kernel(reason)
+
+    async def restart(self) -> None:
+        """End the kernel with all its variables, and start another one."""
+        if self.session.state is State.READY:
+            self.move(State.IDLE, "It is restarted.")
+        await self.stop_kernel("The session was restarted.")
+        if self.session.setup_status == "failed":
+            self.change(SessionChanges(replace={"setup_status": "pending"}))
+        await self.ready()
+
+    async def close(self, reason: str) -> None:
+        """Let go of the session: no more runs, no kernel, nothing left to write."""
+        if self.closing is None:
+            self.closing = reason
+            for run in list(self.queue):
+                run.cancel()
+            await self.stop_kernel(reason)
+            await self._quiet.wait()
+            self.settle(reason)
+            self.events.close()
+        await self.outbox.flushed()
+        await self._tools.store.release_session(self.uid, self._tools.settings.gateway_id)
+        self._gone()
+
+    def _launch(self) -> Launch:
+        session, settings = self.session, self._tools.settings
+        limits = session.resources
+        env = {
+            **session.env,
+            "ERA_SESSION": "true",
+            "ERA_SESSION_ID": session.id,
+            "ERA_LANGUAGE": session.language,
+            "ERA_BASE_URL": self._tools.base_url(),
+        }
+        return Launch(
+            kernel_id=str(uuid4()),
+            place=session.uid,
+            spec=self._tools.engine.kernelspecs()[session.kernel],
+            env=env,
+            limits=Limits(
+                memory_bytes=size_bytes(limits.memory) if limits.memory else settings.memory_limit_bytes,
+                cpu=limits.cpu,
+                pids=limits.pids,
+                disk_bytes=size_bytes(limits.disk) if limits.disk else settings.disk_limit_bytes,
+            ),
+        )
+
+    async def _set_up(self, launch: Launch) -> None:
+        setup = self.session.setup
+        if setup is None or self.session.setup_status not in ("pending", "running"):
+            return
+        steps = [SetupStep("pip", tuple(setup.pip))] if setup.pip else []
+        steps += [SetupStep("npm", tuple(setup.npm))] if setup.npm else []
+        steps += [SetupStep("command", (command,)) for command in setup.commands]
+        self.change(SessionChanges(replace={"setup_status": "running"}))
+        try:
+            async with asyncio.timeout(self._tools.settings.setup_timeout_s):
+                exit_ = await self._tools.engine.run_setup(launch, steps)
+        except TimeoutError:
+            exit_ = Exit(code=124, reason=f"setup took longer than {self._tools.settings.setup_timeout_s:g} s")
+        self._setup_failure = exit_.reason if exit_.code != 0 else None
+        self.change(SessionChanges(replace={"setup_status": "done" if exit_.code == 0 else "failed"}))
+
+    def _hear(self, message: Message) -> None:
+        """What is printed after its cell has ended belongs to no answer; it is told here."""
+        run = self.current
+        if message.parent_id is None or (run is not None and message.parent_id == run.id):
+            return
+        if event := Outputs(_STRAY_BYTES).add(message):
+            self.events.add(event.kind, {**event.data, "execution_id": message.parent_id}, event.size_bytes)
+
+
+class Live:
+    """All sessions that are held here."""
+
+    def __init__(self, tools: Tools) -> None:
+        self._tools = tools
+        self._by_id: dict[str, LiveSession] = {}
+        self._holding: dict[str, asyncio.Future[LiveSession]] = {}
+
+    def __iter__(self) -> Iterator[LiveSession]:
+        return iter(list(self._by_id.values()))
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def find(self, session_id: str) -> LiveSession | None:
+        """The session if it is held here."""
+        return self._by_id.get(session_id)
+
+    @property
+    def kernel_count(self) -> int:
+        return sum(1 for live in self._by_id.values() if live.kernel is not None or live.starting)
+
+    def check_room(self) -> None:
+        """Raises `NoRoom` when as many kernels run as may."""
+        limit = self._tools.settings.live_limit
+        if self.kernel_count >= limit:
+            raise NoRoom(limit)
+
+    async def get(self, session_id: str) -> LiveSession:
+        """Hold a session, taking it from the store if need be. Raises `SessionNotFound`, `SessionHeld`."""
+        live = self._by_id.get(session_id)
+        if live is not None:
+            if live.closing is not None:
+                raise SessionNotFound(session_id)
+            return live
+        if session_id not in self._holding:
+            self._holding[session_id] = taking = asyncio.get_running_loop().create_future()
+            taking.add_done_callback(lambda future: future.cancelled() or future.exception())
+            self._tools.spawn(self._take(session_id, taking))
+        return await asyncio.shield(self._holding[session_id])
+
+    async def _take(self, session_id: str, taking: asyncio.Future[LiveSession]) -> None:
+        try:
+            found = await self._tools.store.get_session(session_id)
+            taking.set_result(await self.hold(found))
+        except GatewayError as error:
+            taking.set_exception(error)
+        except Exception:
+            log.exception("Session %r could not be taken from the store", session_id)
+            taking.set_exception(GatewayError("Something went wrong here."))
+        finally:
+            self._holding.pop(session_id, None)
+
+    async def hold(self, session: Session) -> LiveSession:
+        """Claim a stored session for this gateway."""
+        settings = self._tools.settings
+        stale_before = now() - timedelta(seconds=settings.holder_timeout_s)
+        session = await self._tools.store.claim_session(session.uid, settings.gateway_id, stale_before)
+        if session.id in self._by_id:
+            return self._by_id[session.id]
+        return self._add(session)
+
+    def _add(self, session: Session) -> LiveSession:
+        def gone() -> None:
+            if self._by_id.get(session.id) is live:
+                del self._by_id[session.id]
+
+        live = LiveSession(session, self._tools, self.check_room, gone)
+        self._by_id[session.id] = live
+        live.settle()
+        return live
+
+    def enqueue(self, live: LiveSession, run: Run) -> None:
+        """Put a run at the end of its session's queue. Raises `Exhausted` when that is full."""
+        limit = self._tools.settings.queue_limit
+        if len(live.queue) >= limit:
+            raise Exhausted(f"{limit} runs wait for session {live.session.id!r} already.", retry_after_s=1, limit=limit)
+        live.queue.append(run)

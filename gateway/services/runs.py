@@ -1,0 +1,110 @@
+"""A run from the moment it is asked for: its record, its events, and the ways to end it early."""
+
+import asyncio
+from typing import Any
+
+from gateway.models.executions import Execution, RunError, Status
+from gateway.services.journal import Journal
+from kernels.kernel import Execution as Cell
+from kernels.kernel import Kernel
+from kernels.outputs import Event
+
+
+class Run:
+    """One run. It is ended by its session's worker alone; everybody else asks or waits."""
+
+    def __init__(
+        self, record: Execution, *, timeout_s: float, env: dict[str, str], stdin: str | None,
+        interactive: bool, store_history: bool, journal_bytes: int,
+    ) -> None:  # fmt: skip
+        self.record = record
+        self.timeout_s = timeout_s
+        self.env = env
+        self.store_history = store_history
+        self.journal = Journal(journal_bytes)
+        self.finished = asyncio.Event()
+        self.failure: Exception | None = None  # a refusal: it never ran, and nothing is recorded
+        self.stopped_as: Status | None = None
+        self.waits_for_input = False
+        self.answer: Any = None
+        self.keep_on = False  # nobody need follow it
+        self._stdin = None if stdin is None else stdin.splitlines()
+        self.followable = interactive
+        self._interactive = interactive and stdin is None
+        self._kernel: Kernel | None = None
+        self._cell: Cell | None = None
+        self._inputs = asyncio.Queue[tuple[str, bool]]()
+
+    @property
+    def id(self) -> str:
+        return self.record.id
+
+    @property
+    def running(self) -> bool:
+        return self._cell is not None and not self.finished.is_set()
+
+    def begin(self, kernel: Kernel, cell: Cell) -> None:
+        self._kernel, self._cell = kernel, cell
+
+    def on_event(self, event: Event) -> None:
+        self.journal.add(event.kind, event.data, event.size_bytes)
+
+    def on_input(self, prompt: str, password: bool) -> None:
+        self._inputs.put_nowait((prompt, password))
+
+    async def answer_inputs(self) -> None:
+        """Answer each `input()` from the run's stdin, or tell who follows that the cell waits. Until cancelled."""
+        while True:
+            prompt, password = await self._inputs.get()
+            if self._interactive:
+                self.waits_for_input = True
+                self.journal.add("input_request", {"prompt": prompt, "password": password})
+            else:
+                await self._send_input(self._stdin.pop(0) if self._stdin else None)
+
+    async def give_input(self, text: str) -> bool:
+        """Answer a cell that waits in `input()`; False if none does."""
+        if not self.waits_for_input:
+            return False
+        self.waits_for_input = False
+        await self._send_input(text)
+        return True
+
+    async def _send_input(self, text: str | None) -> None:
+        if self._kernel is not None and self._cell is not None:
+            await self._kernel.answer_input(self._cell, text)
+
+    def cancel(self) -> None:
+        """Have it not begin; one that has begun is not touched."""
+        if not self.running and self.stopped_as is None:
+            self.stopped_as = Status.INTERRUPTED
+
+    async def interrupt(self) -> None:
+        """Send the interrupt; the cell may take it or not."""
+        if self._kernel is not None and self.running:
+            self.stopped_as = Status.INTERRUPTED
+            await self._kernel.interrupt()
+
+    async def stop(self, grace_s: float) -> None:
+        """Have it end: not begin, be interrupted, or lose its kernel after `grace_s`."""
+        self.cancel()
+        if self._kernel is not None and self._cell is not None and self.running:
+            self.stopped_as = Status.INTERRUPTED
+            await self._kernel.stop(self._cell, grace_s)
+        await self.finished.wait()
+
+    def refuse(self, failure: Exception) -> None:
+        self.failure = failure
+        self.journal.close()
+        self.finished.set()
+
+    def conclude(self, status: Status, error: RunError | None = None, *, state_kept: bool = True) -> None:
+        """Fill in how it ended."""
+        record, cell = self.record, self._cell
+        record.status = status
+        record.error = error
+        record.state_kept = state_kept
+        if cell is not None:
+            record.outputs = cell.outputs.as_nbformat()
+            record.truncated = cell.outputs.truncated
+            record.execution_count = cell.execution_count

@@ -1,0 +1,318 @@
+"""Sessions: create, look up, change, delete, bring back."""
+
+import asyncio
+import logging
+import secrets
+import string
+import time
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, Literal
+from uuid import uuid4
+
+from gateway.config import Settings
+from gateway.errors import Conflict, GatewayError, Invalid, NoRoom, NotFound, SessionExists, SessionNotFound
+from gateway.models.base import now
+from gateway.models.pages import Page, PageRequest, SessionFilter
+from gateway.models.sessions import (
+    CreateSession, Deleted, DeletedMany, Move, Resources, Session, SessionAgent, UpdateSession, size_bytes,
+)  # fmt: skip
+from gateway.services.live import Live, LiveSession
+from gateway.services.recorder import Recorder, Spawn
+from gateway.states import State
+from gateway.stores.base import SessionChanges, Store
+from kernels.engine import Engine, Kernelspec, Workspace
+from kernels.errors import KernelsError
+
+log = logging.getLogger(__name__)
+
+_BASE36 = string.digits + string.ascii_lowercase
+_ALSO_CALLED = {
+    "py": "python", "python3": "python", "ipython": "python", "sh": "bash", "shell": "bash",
+    "node": "javascript", "nodejs": "javascript", "js": "javascript", "ts": "typescript", "golang": "go",
+}  # fmt: skip
+
+
+class SessionService:
+    def __init__(
+        self, settings: Settings, store: Store, engine: Engine, live: Live, recorder: Recorder, spawn: Spawn
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._engine = engine
+        self._live = live
+        self._recorder = recorder
+        self._spawn = spawn
+        self._measured: dict[str, float] = {}
+
+    # Finding
+
+    async def get(self, session_id: str) -> Session:
+        """The document, with its files measured now."""
+        return await self._measure(await self._find(session_id))
+
+    async def _find(self, session_id: str) -> Session:
+        live = self._live.find(session_id)
+        if live is not None and live.closing is None:
+            return live.session
+        return await self._store.get_session(session_id)
+
+    async def uid_of(self, session_id: str) -> str:
+        """The uid of a session, once all that was to be written about it has been."""
+        live = self._live.find(session_id)
+        if live is not None and live.closing is None:
+            await live.outbox.flushed()
+            return live.uid
+        return (await self._store.get_session(session_id)).uid
+
+    def kernel_id(self, session_id: str) -> str | None:
+        live = self._live.find(session_id)
+        return live.kernel.id if live is not None and live.kernel is not None else None
+
+    async def hold(self, session_id: str, caller: str, *, create: bool) -> LiveSession:
+        """The live session; one that does not exist is created if `create` says so."""
+        try:
+            return await self._live.get(session_id)
+        except SessionNotFound:
+            if not create:
+                raise
+        try:
+            await self.create(CreateSession(session_id=session_id), caller, start=False)
+        except SessionExists:
+            pass  # somebody else was faster
+        return await self._live.get(session_id)
+
+    async def list(self, filter_: SessionFilter, page: PageRequest) -> Page[Session]:
+        await asyncio.gather(*(live.outbox.flushed() for live in self._live))
+        found = await self._store.list_sessions(filter_, page)
+        return Page([await self._measure(one) for one in found.items], found.total_count, found.next_token)
+
+    async def list_moves(self, session_id: str, page: PageRequest) -> Page[Move]:
+        return await self._store.list_moves(await self.uid_of(session_id), page)
+
+    async def _measure(self, session: Session) -> Session:
+        """Files are counted when somebody looks, in sessions whose kernel may have changed them."""
+        live = self._live.find(session.id)
+        if session.deleted_at is not None or live is None:
+            return session
+        usage = await (await self.workspace(session)).usage()
+        measured = {"file_count": usage.file_count, "total_size_bytes": usage.total_bytes}
+        if live.session.file_count != usage.file_count or live.session.total_size_bytes != usage.total_bytes:
+            live.change(SessionChanges(replace=measured))
+        return session.model_copy(update=measured)
+
+    # Files, which belong to a session whatever its state is
+
+    async def workspace(self, session: Session) -> Workspace:
+        disk = session.resources.disk
+        return await self._engine.workspace(session.uid, size_bytes(disk) if disk else self._settings.disk_limit_bytes)
+
+    async def files(self, session_id: str, caller: str = "", *, create: bool = False) -> Workspace:
+        """The workspace of a session; `create` makes a session that does not exist, if the settings allow that."""
+        try:
+            session = await self._find(session_id)
+        except SessionNotFound:
+            if not (create and self._settings.auto_create):
+                raise
+            session = (await self.hold(session_id, caller, create=True)).session
+        return await self.workspace(session)
+
+    async def write_file(self, session_id: str, path: str, content: bytes) -> None:
+        await (await self.files(session_id)).write(path, _once(content))
+
+    # Creating
+
+    async def create(self, request: CreateSession, caller: str, *, start: bool = True) -> Session:
+        """Keep a new session and begin to start its kernel. Raises `SessionExists`, `Invalid`."""
+        self._recorder.check()
+        spec, image_found = self._choose_kernel(request)
+        at = now()
+        session = Session(
+            uid=uuid4().hex,
+            id=request.session_id or _new_id(),
+            name=request.name or request.session_id or "session",
+            language=request.language or spec.language,
+            kernel=spec.name,
+            image_found=image_found,
+            state_reason=None if image_found is not False else f"No image {request.image_id!r}; the default is used.",
+            agents=[SessionAgent(id=agent_id) for agent_id in request.agent_ids],
+            waiting_timeout_seconds=request.waiting_timeout_seconds or self._settings.waiting_timeout_s,
+            setup_status="pending" if request.setup else None,
+            created_by=caller,
+            created_at=at,
+            updated_at=at,
+            resources=self._resources(request),
+            **request.model_dump(
+                include={"image_id", "persistent", "labels", "data", "metadata", "starting_prompt", "template",
+                         "default_timeout", "env"}
+            ),
+            setup=request.setup,
+        )  # fmt: skip
+        await self._store.create_session(session)
+        live = await self._live.hold(session)
+        if start:
+            self._spawn(self._start(live))
+        return live.session
+
+    async def _start(self, live: LiveSession) -> None:
+        try:
+            await live.ready()
+        except NoRoom:
+            log.info("Session %r is started when there is room", live.session.id)
+        except (GatewayError, KernelsError) as error:
+            log.info("Session %r did not start: %s", live.session.id, error)
+
+    def _resources(self, request: CreateSession) -> Resources:
+        image = self._settings.images.get(request.image_id or "")
+        given = request.resources.model_dump(exclude_none=True)
+        return Resources.model_validate({**(image.resources if image else {}), **given})
+
+    def _choose_kernel(self, request: CreateSession) -> tuple[Kernelspec, bool | None]:
+        """The kernelspec of a new session, and whether its image is known (None: none was asked for)."""
+        specs = self._engine.kernelspecs()
+        image = self._settings.images.get(request.image_id) if request.image_id else None
+        image_found = None if request.image_id is None else image is not None
+        kernel = request.kernel or (image.kernel if image else None)
+        if kernel is not None:
+            if kernel not in specs:
+                raise Invalid(f"kernel: {_no_kernel(kernel, specs)}", kernel=f"one of {', '.join(sorted(specs))}")
+            spec = specs[kernel]
+            if request.language is not None and _language(request.language) != spec.language:
+                raise Invalid(f"language: kernel {kernel!r} runs {spec.language}.", field="language")
+            return spec, image_found
+        language = _language(request.language or self._settings.default_language)
+        matching = [spec for spec in specs.values() if spec.language == language]
+        if not matching:
+            raise Invalid(f"language: {_no_kernel(language, specs)}", field="language")
+        preferred = [spec for spec in matching if spec.name in ("python3", language)]
+        return (preferred or sorted(matching, key=lambda spec: spec.name))[0], image_found
+
+    # Changing
+
+    async def update(self, session_id: str, request: UpdateSession, *, replace_maps: bool) -> Session:
+        """PUT replaces the maps that it names, PATCH merges them."""
+        given = {name: getattr(request, name) for name in request.model_fields_set}
+        maps = {name: value for name, value in given.items() if name in ("data", "metadata", "labels")}
+        for name, value in given.items():
+            if value is None and name != "default_timeout":
+                raise Invalid(f"{name}: can't be null.", field=name)
+        plain = {name: value for name, value in given.items() if name not in maps}
+        changes = SessionChanges(replace={**plain, **maps}) if replace_maps else SessionChanges(plain, maps)
+        return await self._change(session_id, changes)
+
+    async def set_labels(self, session_id: str, labels: dict[str, str]) -> dict[str, str]:
+        return (await self._change(session_id, SessionChanges(replace={"labels": labels}))).labels
+
+    async def set_code(self, session_id: str, code: str) -> None:
+        await self._change(session_id, SessionChanges(replace={"code": code}))
+
+    async def get_code(self, session_id: str) -> str:
+        """Raises `NotFound` when none is stored."""
+        code = (await self._find(session_id)).code
+        if code is None:
+            raise NotFound(f"No code is stored in session {session_id!r}.", session_id=session_id)
+        return code
+
+    async def _change(self, session_id: str, changes: SessionChanges) -> Session:
+        uid = await self.uid_of(session_id)
+        stored = await self._store.update_session(uid, changes, now())
+        live = self._live.find(session_id)
+        if live is not None:
+            live.session = changes.apply(live.session).model_copy(update={"updated_at": stored.updated_at})
+            return live.session
+        return stored
+
+    # Starting and stopping
+
+    async def restart(self, session_id: str) -> Session:
+        live = await self._live.get(session_id)
+        await live.restart()
+        return live.session
+
+    async def wake(self, session_id: str) -> Session:
+        live = await self._live.get(session_id)
+        await live.ready()
+        return live.session
+
+    async def hibernate(self, session_id: str, reason: str = "It was put to sleep.") -> Session:
+        """Raises `Conflict` while it runs code."""
+        live = await self._live.get(session_id)
+        await live.hibernate(reason)
+        return live.session
+
+    # Deleting
+
+    async def delete(self, session_id: str, *, purge: bool = False) -> Deleted:
+        """Stop the kernel and soft-delete; `purge` removes files and document for good."""
+        self._recorder.check()
+        live = await self._live.get(session_id)
+        await live.outbox.flushed()
+        deleted = await self._store.delete_session(live.uid, now())
+        await live.close("The session was deleted.")
+        if purge:
+            await self._store.purge_session(live.uid)
+            await self._engine.remove(live.uid)
+        assert deleted.deleted_at is not None
+        return Deleted(id=session_id, deleted_at=deleted.deleted_at)
+
+    async def delete_many(self, filter_: SessionFilter) -> DeletedMany:
+        """Delete all that match. One that somebody else deletes meanwhile is left out."""
+        deleted: list[str] = []
+        while True:
+            found = await self.list(filter_, PageRequest(limit=1000))
+            ids = [one.id for one in found.items if one.id not in deleted]
+            if not ids:
+                return DeletedMany(deleted_count=len(deleted), deleted_sessions=deleted)
+            for session_id in ids:
+                try:
+                    await self.delete(session_id)
+                except SessionNotFound:
+                    pass
+                else:
+                    deleted.append(session_id)
+            if len(found.items) < 1000:
+                return DeletedMany(deleted_count=len(deleted), deleted_sessions=deleted)
+
+    async def undelete(self, session_id: str) -> Session:
+        """Raises `SessionExists` if the id is taken, `SessionPurged`."""
+        session = await self._store.undelete_session(session_id, now())
+        return (await self._live.hold(session)).session
+
+    # Looking
+
+    def kernelspecs(self) -> Mapping[str, Kernelspec]:
+        return self._engine.kernelspecs()
+
+    async def logs(self, session_id: str, name: Literal["kernel", "setup"], limit_bytes: int) -> str:
+        return await self._engine.log(await self.uid_of(session_id), name, limit_bytes)
+
+    async def metrics(self, session_id: str) -> dict[str, Any]:
+        """What the session uses: CPU and memory of its kernel with all that it started, disk of its files."""
+        session = await self.get(session_id)
+        live = self._live.find(session_id)
+        kernel = live.kernel if live is not None else None
+        usage = await kernel.process.usage() if kernel is not None else None
+        return {
+            "cpu_seconds": usage.cpu_seconds if usage else 0.0,
+            "memory_bytes": usage.memory_bytes if usage else 0,
+            "process_count": usage.process_count if usage else 0,
+            "disk_bytes": session.total_size_bytes,
+            "state_bytes": 0,
+            "uptime_s": round(time.time() - kernel.process.started_at, 3) if kernel is not None else 0.0,
+            "run_count": session.run_count,
+        }
+
+
+def _new_id() -> str:
+    return f"sess_{time.time_ns() // 1_000_000}_{''.join(secrets.choice(_BASE36) for _ in range(9))}"
+
+
+def _language(name: str) -> str:
+    return _ALSO_CALLED.get(name.lower(), name.lower())
+
+
+def _no_kernel(wanted: str, specs: Any) -> str:
+    return f"no kernel for {wanted!r} is installed; there are {', '.join(sorted(specs))}."
+
+
+async def _once(content: bytes) -> AsyncIterator[bytes]:
+    yield content

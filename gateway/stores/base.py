@@ -1,0 +1,178 @@
+"""What every store promises.
+
+Each method is atomic, speaks in our models and raises our errors: `StoreAway` whenever the database
+can't be reached, in which case the caller may repeat the very same call without harm.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Protocol
+
+from gateway.errors import Conflict, StoreAway
+from gateway.models.audit import AuditLine
+from gateway.models.executions import Execution
+from gateway.models.idempotency import KeptAnswer
+from gateway.models.pages import Page, PageRequest, SessionFilter
+from gateway.models.sessions import Move, Session
+from gateway.states import State
+
+
+class StateChanged(Conflict):
+    code = "state_changed"
+
+    def __init__(self, session_id: str, before: str) -> None:
+        super().__init__(f"Session {session_id!r} is no longer {before}.", session_id=session_id, before=before)
+
+
+class StoreClosed(StoreAway):
+    def __init__(self) -> None:
+        super().__init__("it is closed")
+
+
+@dataclass(frozen=True, slots=True)
+class SessionChanges:
+    """A change to parts of a session, applied to the document as it is at that instant.
+
+    `replace` sets fields, `merge` merges maps (a None removes its key), `add` adds to counters.
+    """
+
+    replace: dict[str, Any] = field(default_factory=dict)
+    merge: dict[str, dict[str, Any]] = field(default_factory=dict)
+    add: dict[str, int] = field(default_factory=dict)
+
+    def apply(self, session: Session) -> Session:
+        changed = dict(self.replace)
+        for name, changes in self.merge.items():
+            merged = {**getattr(session, name), **changes}
+            changed[name] = {key: value for key, value in merged.items() if value is not None}
+        for name, amount in self.add.items():
+            changed[name] = getattr(session, name) + amount
+        return session.model_copy(update=changed)
+
+
+NO_CHANGES = SessionChanges()
+
+
+class Store(Protocol):
+    """Sessions by `uid`; only `get_session`, `create_session` and `undelete_session` know ids."""
+
+    def opened(self) -> AbstractAsyncContextManager[None]:
+        """Connects when entered, without waiting for a database that is away; closes when left."""
+        ...
+
+    async def ping(self) -> None:
+        """Raises `StoreAway` when the store can't answer."""
+        ...
+
+    # Sessions
+
+    async def create_session(self, session: Session) -> None:
+        """Keep a new session and its first move. Raises `SessionExists` if a live one has its id."""
+        ...
+
+    async def get_session(self, session_id: str) -> Session:
+        """The live session with this id. Raises `SessionNotFound`."""
+        ...
+
+    async def list_sessions(self, filter_: SessionFilter, page: PageRequest) -> Page[Session]:
+        """Newest first (`created_at`, then `uid`). Raises `BadPageToken`."""
+        ...
+
+    async def update_session(self, uid: str, changes: SessionChanges, at: datetime) -> Session:
+        """The document after the change, its `updated_at` set to `at`. Raises `SessionNotFound` if not live."""
+        ...
+
+    async def move_session(
+        self,
+        uid: str,
+        before: State,
+        after: State,
+        at: datetime,
+        *,
+        reason: str | None = None,
+        changes: SessionChanges = NO_CHANGES,
+        holder: str | None = None,
+    ) -> Session:
+        """Change the state, only if it is still `before` (and still held by `holder`, when one is given).
+
+        The move, its line in `list_moves` and `changes` happen together; `state_reason` becomes `reason`.
+        Raises `IllegalMove`, `StateChanged` if another came first, `SessionNotFound` if not live.
+        """
+        ...
+
+    async def list_moves(self, uid: str, page: PageRequest) -> Page[Move]:
+        """Newest first; the last one is the creation."""
+        ...
+
+    async def delete_session(self, uid: str, at: datetime) -> Session:
+        """Soft-delete: set `deleted_at`, clear `holder`, free the id. Raises `SessionNotFound` if not live."""
+        ...
+
+    async def undelete_session(self, session_id: str, at: datetime) -> Session:
+        """Bring back the last session deleted under this id.
+
+        Raises `SessionExists` if the id is taken, `SessionPurged`, `SessionNotFound`.
+        """
+        ...
+
+    async def purge_session(self, uid: str) -> None:
+        """Remove the document, its moves and executions; remember only that its id was purged."""
+        ...
+
+    # Who holds what: a session runs on one gateway at a time
+
+    async def beat(self, gateway_id: str, at: datetime) -> None:
+        """Say that this gateway is alive."""
+        ...
+
+    async def claim_session(self, uid: str, gateway_id: str, stale_before: datetime) -> Session:
+        """Become the holder. Raises `SessionHeld` if another is that has beaten since `stale_before`."""
+        ...
+
+    async def release_session(self, uid: str, gateway_id: str) -> None:
+        """Hold it no longer; nothing happens if another does."""
+        ...
+
+    async def list_abandoned(self, gateway_id: str, stale_before: datetime) -> list[Session]:
+        """Live sessions held by `gateway_id` itself or by a gateway without a beat since `stale_before`."""
+        ...
+
+    # Executions
+
+    async def put_execution(self, execution: Execution) -> None:
+        """Insert, or replace the one with the same `id`; a late write never makes a finished one unfinished."""
+        ...
+
+    async def get_execution(self, uid: str, execution_id: str) -> Execution:
+        """Raises `ExecutionNotFound`."""
+        ...
+
+    async def list_executions(self, uid: str, page: PageRequest) -> Page[Execution]:
+        """Newest first (`queued_at`, then `id`); a page ends early, with a token, when its outputs fill memory."""
+        ...
+
+    async def list_unfinished(self, uid: str) -> list[Execution]:
+        """Those that are queued or running."""
+        ...
+
+    # Idempotency keys
+
+    async def reserve_answer(self, answer: KeptAnswer, expired_before: datetime) -> KeptAnswer | None:
+        """None when the key is now ours, else what is kept under it. Older ones count as absent."""
+        ...
+
+    async def keep_answer(self, answer: KeptAnswer) -> None: ...
+
+    async def drop_answer(self, key: str) -> None: ...
+
+    # Audit
+
+    async def append_audit(self, lines: list[AuditLine]) -> None:
+        """Append; a line whose `id` is there already is left as it is."""
+        ...
+
+    def read_audit(self) -> AsyncIterator[AuditLine]:
+        """All lines, oldest first."""
+        ...

@@ -1,0 +1,264 @@
+"""Sessions in MongoDB, their moves, and who holds them.
+
+Every write is idempotent or compare-and-set, and carries the name of its attempt: a call that was cancelled, or
+whose answer got lost, may have happened all the same. A document carries its last moves too, so that a move and its
+line are one write; they are copied to `moves` some at a time.
+"""
+
+from contextlib import suppress
+from datetime import datetime
+
+from bson import ObjectId
+from pymongo import DESCENDING, ReturnDocument
+from pymongo.errors import DuplicateKeyError
+
+from gateway.errors import SessionExists, SessionHeld, SessionNotFound, SessionPurged, StoreAway
+from gateway.models.base import iso
+from gateway.models.pages import Page, PageRequest, Position, SessionFilter, decode, digest
+from gateway.models.sessions import Move, Session
+from gateway.states import State, check_move
+from gateway.stores.base import NO_CHANGES, SessionChanges, StateChanged
+from gateway.stores.mongo_reach import Reach, insert_missing
+from gateway.stores.mongo_schema import (
+    Document,
+    changed_fields,
+    load_session,
+    older_than,
+    replaced_fields,
+    session_document,
+    session_query,
+)
+from gateway.stores.paging import AFTER_ALL, cut, offset
+
+_REMEMBERED = 16  # attempts and moves that a document carries
+_COPIED_AT_ONCE = 8
+_NEWEST = [("created_at", DESCENDING), ("_id", DESCENDING)]
+
+
+class MongoSessions(Reach):
+    async def create_session(self, session: Session) -> None:
+        move = _move(None, session.state, session.state_reason, session.created_at)
+        document = session_document(session) | {"attempts": [], "move_count": 1, "last_moves": [move]}
+
+        async def work() -> None:
+            sessions = self._collection("sessions")
+            try:
+                await sessions.insert_one(document)
+            except DuplicateKeyError:
+                if not await sessions.find_one({"_id": session.uid}, {"_id": 1}):
+                    raise SessionExists(session.id) from None
+
+        await self._reach(work)
+
+    async def get_session(self, session_id: str) -> Session:
+        document = await self._reach(lambda: self._collection("sessions").find_one({"id": session_id, "live": True}))
+        if document is None:
+            raise SessionNotFound(session_id)
+        return load_session(document)
+
+    async def list_sessions(self, filter_: SessionFilter, page: PageRequest) -> Page[Session]:
+        query = session_query(filter_)
+        after = [older_than(decode(page.token, filter_.digest), "created_at")] if page.token else []
+
+        async def work() -> tuple[list[Document], int]:
+            sessions = self._collection("sessions")
+            total_count = await sessions.count_documents(query)
+            found = sessions.find({"$and": query["$and"] + after}).sort(_NEWEST)
+            return await found.skip(offset(page)).limit(page.limit + 1).to_list(None), total_count
+
+        documents, total_count = await self._reach(work)
+        found = [load_session(document) for document in documents]
+        return cut(found, total_count, page, filter_.digest, lambda last: Position(last.created_at, last.uid))
+
+    async def update_session(self, uid: str, changes: SessionChanges, at: datetime) -> Session:
+        with self._attempts.attempt("update", uid, at, details=changes) as attempt:
+            document = await self._reach(
+                lambda: self._change(uid, attempt, {"live": True}, changes, {"updated_at": iso(at)})
+            )
+        if document is None:
+            raise SessionNotFound(uid)
+        return load_session(document)
+
+    async def move_session(
+        self,
+        uid: str,
+        before: State,
+        after: State,
+        at: datetime,
+        *,
+        reason: str | None = None,
+        changes: SessionChanges = NO_CHANGES,
+        holder: str | None = None,
+    ) -> Session:
+        check_move(before, after)
+        query: Document = {"live": True, "state": before.value} | ({"holder": holder} if holder is not None else {})
+        fields: Document = {"state": after.value, "state_reason": reason, "updated_at": iso(at)}
+        move = _move(before, after, reason, at)
+
+        async def work() -> Document | None:
+            document = await self._change(uid, attempt, query, changes, fields, move)
+            return document or await self._collection("sessions").find_one({"_id": uid, "live": True})
+
+        with self._attempts.attempt("move", uid, at, details=(before, after, reason, changes, holder)) as attempt:
+            document = await self._reach(work)
+        if document is None:
+            raise SessionNotFound(uid)
+        if attempt not in document["attempts"]:
+            raise StateChanged(document["id"], before)
+        if document["move_count"] % _COPIED_AT_ONCE == 0:
+            with suppress(StoreAway):  # the move is made; its document carries the lines until next time
+                await self._reach(lambda: self._copy_moves(document))
+        return load_session(document)
+
+    async def list_moves(self, uid: str, page: PageRequest) -> Page[Move]:
+        digest_ = digest(("moves", uid))
+        before = decode(page.token, digest_).key if page.token else AFTER_ALL
+
+        async def work() -> tuple[list[Document], int]:
+            if document := await self._collection("sessions").find_one({"_id": uid, "live": {"$ne": None}}):
+                await self._copy_moves(document)
+            moves = self._collection("moves")
+            found = moves.find({"session_uid": uid, "_id": {"$lt": f"{uid}:{before}"}}).sort("_id", DESCENDING)
+            documents = await found.skip(offset(page)).limit(page.limit + 1).to_list(None)
+            return documents, await moves.count_documents({"session_uid": uid})
+
+        documents, total_count = await self._reach(work)
+        last = documents[page.limit - 1]["_id"].removeprefix(f"{uid}:") if len(documents) > page.limit else ""
+        found = [Move.model_validate(document) for document in documents]
+        return cut(found, total_count, page, digest_, lambda move: Position(move.at, last))
+
+    async def delete_session(self, uid: str, at: datetime) -> Session:
+        fields: Document = {"live": False, "deleted_at": iso(at), "updated_at": iso(at), "holder": None}
+        with self._attempts.attempt("delete", uid, at) as attempt:
+            document = await self._reach(lambda: self._change(uid, attempt, {"live": True}, NO_CHANGES, fields))
+        if document is None:
+            raise SessionNotFound(uid)
+        return load_session(document)
+
+    async def undelete_session(self, session_id: str, at: datetime) -> Session:
+        fields: Document = {"live": True, "deleted_at": None, "updated_at": iso(at)}
+
+        async def work() -> Document:
+            sessions = self._collection("sessions")
+            while True:
+                # In this order: one that somebody undeletes in between is seen at least once.
+                deleted = await sessions.find_one(
+                    {"id": session_id, "live": False}, {"_id": 1}, sort=[("deleted_at", DESCENDING)]
+                )
+                if live := await sessions.find_one({"id": session_id, "live": True}):
+                    if attempt in live["attempts"]:
+                        return live
+                    raise SessionExists(session_id)
+                if deleted is None:
+                    purged = await self._collection("purged").find_one({"_id": session_id})
+                    raise SessionPurged(session_id) if purged else SessionNotFound(session_id)
+                with suppress(DuplicateKeyError):  # somebody was faster: look again
+                    changed = await self._change(deleted["_id"], attempt, {"live": False}, NO_CHANGES, fields)
+                    if changed is not None:
+                        return changed
+
+        with self._attempts.attempt("undelete", session_id, at) as attempt:
+            return load_session(await self._reach(work))
+
+    async def purge_session(self, uid: str) -> None:
+        async def work() -> None:
+            sessions = self._collection("sessions")
+            document = await sessions.find_one_and_update({"_id": uid}, {"$set": {"live": None, "holder": None}})
+            if document is None:
+                return
+            await self._collection("purged").update_one({"_id": document["id"]}, {"$set": {}}, upsert=True)
+            for name in ("moves", "executions", "pieces"):
+                await self._collection(name).delete_many({"session_uid": uid})
+            await sessions.delete_one({"_id": uid})  # last, so that a purge cut short can be asked for again
+
+        await self._reach(work)
+
+    # Who holds what
+
+    async def beat(self, gateway_id: str, at: datetime) -> None:
+        await self._reach(
+            lambda: self._collection("gateways").update_one({"_id": gateway_id}, {"$max": {"at": iso(at)}}, upsert=True)
+        )
+
+    async def claim_session(self, uid: str, gateway_id: str, stale_before: datetime) -> Session:
+        async def work() -> Document:
+            sessions = self._collection("sessions")
+            while True:
+                document = await sessions.find_one({"_id": uid, "live": True})
+                if document is None:
+                    raise SessionNotFound(uid)
+                holder = document["holder"]
+                if holder == gateway_id:
+                    return document
+                beating = {"_id": holder, "at": {"$gte": iso(stale_before)}}
+                if holder is not None and await self._collection("gateways").find_one(beating):
+                    raise SessionHeld(document["id"], holder)
+                claimed = await sessions.find_one_and_update(
+                    {"_id": uid, "live": True, "holder": holder},
+                    {"$set": {"holder": gateway_id}, "$inc": {"version": 1}},
+                    return_document=ReturnDocument.AFTER,
+                )
+                if claimed is not None:
+                    await self._copy_moves(claimed)  # what a holder that died left to do
+                    return claimed
+
+        return load_session(await self._reach(work))
+
+    async def release_session(self, uid: str, gateway_id: str) -> None:
+        await self._reach(
+            lambda: self._collection("sessions").update_one(
+                {"_id": uid, "holder": gateway_id}, {"$set": {"holder": None}, "$inc": {"version": 1}}
+            )
+        )
+
+    async def list_abandoned(self, gateway_id: str, stale_before: datetime) -> list[Session]:
+        async def work() -> list[Document]:
+            beating = await self._collection("gateways").find({"at": {"$gte": iso(stale_before)}}).to_list(None)
+            others = [gateway["_id"] for gateway in beating if gateway["_id"] != gateway_id]
+            query = {"live": True, "holder": {"$type": "string", "$nin": others}}
+            return await self._collection("sessions").find(query).sort(_NEWEST).to_list(None)
+
+        return [load_session(document) for document in await self._reach(work)]
+
+    async def _change(
+        self,
+        uid: str,
+        attempt: ObjectId,
+        query: Document,
+        changes: SessionChanges,
+        fields: Document,
+        move: Document | None = None,
+    ) -> Document | None:
+        """The document after the change, or as it is if this attempt has succeeded before; None if `query` fails."""
+        sessions = self._collection("sessions")
+        wanted: Document = {"_id": uid, "attempts": {"$ne": attempt}, **query}
+        added: Document = {"version": 1} | ({"move_count": 1} if move else {})
+        pushed: Document = {"attempts": {"$each": [attempt], "$slice": -_REMEMBERED}}
+        if move:
+            pushed["last_moves"] = {"$each": [move], "$slice": -_REMEMBERED}
+        while True:
+            if changes.merge:  # needs the maps as they are: compare and set, until nobody comes between
+                old = await sessions.find_one(wanted)
+                if old is None:
+                    break
+                update = {"$set": changed_fields(changes, load_session(old)) | fields, "$inc": added, "$push": pushed}
+                guard = {**wanted, "version": old["version"]}
+            else:
+                update = {"$set": replaced_fields(changes) | fields, "$inc": added | changes.add, "$push": pushed}
+                guard = wanted
+            document = await sessions.find_one_and_update(guard, update, return_document=ReturnDocument.AFTER)
+            if document is not None:
+                return document
+            if not changes.merge:
+                break
+        return await sessions.find_one({"_id": uid, "attempts": attempt})
+
+    async def _copy_moves(self, document: Document) -> None:
+        moves, uid = document["last_moves"], document["_id"]
+        first = document["move_count"] - len(moves) + 1
+        lines = [{"_id": f"{uid}:{first + n:010}", "session_uid": uid, **move} for n, move in enumerate(moves)]
+        await insert_missing(self._collection("moves"), lines)
+
+
+def _move(before: State | None, after: State, reason: str | None, at: datetime) -> Document:
+    return {"before": before and before.value, "after": after.value, "reason": reason, "at": iso(at)}

@@ -1,0 +1,397 @@
+"""The default store: one SQLite file, for one gateway.
+
+A write has reached the disk when its method returns. Point reads run on the event loop, where they take
+microseconds; whatever scans runs on a thread of its own.
+"""
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from gateway.errors import (
+    ExecutionNotFound,
+    SessionExists,
+    SessionHeld,
+    SessionNotFound,
+    SessionPurged,
+)
+from gateway.models.audit import AuditLine
+from gateway.models.base import iso
+from gateway.models.executions import Execution
+from gateway.models.idempotency import KeptAnswer
+from gateway.models.pages import Page, PageRequest, Position, SessionFilter, decode, digest
+from gateway.models.sessions import Move, Session
+from gateway.states import State, check_move
+from gateway.stores.base import NO_CHANGES, SessionChanges, StateChanged, StoreClosed
+from gateway.stores.packing import (
+    Filling,
+    dump_execution,
+    load_execution,
+    load_execution_aside,
+    pack,
+    pack_aside,
+    rank,
+    unpack,
+)
+from gateway.stores.paging import AFTER_ALL, cut, executions_page, offset
+from gateway.stores.sqlite_queries import SessionQuery
+from gateway.stores.sqlite_rows import insert_session, live_session, live_uid, replace_session, write_move
+from gateway.stores.sqlite_schema import connect_reader, connect_writer
+from gateway.stores.sqlite_writer import Work, Writer, translated
+
+Result = TypeVar("Result")
+
+_AUDIT_BATCH = 500
+_POINT_READ_TIMEOUT_S = 0.1  # on the event loop: readers of a WAL file practically never wait
+
+
+class SqliteStore:
+    """See `Store` for what each method promises."""
+
+    def __init__(self, path: Path, *, busy_timeout_s: float = 2.0) -> None:
+        self._path = Path(path)
+        self._busy_timeout_s = busy_timeout_s
+        self._writer: Writer | None = None
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator[None]:
+        """Raises `Unavailable` for a file that a newer gateway has written."""
+        with _translating():
+            connection = await asyncio.to_thread(connect_writer, self._path, self._busy_timeout_s)
+        self._writer = Writer(connection)
+        self._points = connect_reader(self._path, _POINT_READ_TIMEOUT_S)
+        self._scans = connect_reader(self._path, self._busy_timeout_s)
+        self._scanner = ThreadPoolExecutor(1, "sqlite-scanner")
+        try:
+            yield
+        finally:
+            writer, self._writer = self._writer, None
+            self._scans.interrupt()
+            await asyncio.to_thread(self._scanner.shutdown)
+            self._points.close()
+            self._scans.close()
+            await writer.close()
+
+    async def ping(self) -> None:
+        self._point("SELECT 1")
+
+    # Sessions
+
+    async def create_session(self, session: Session) -> None:
+        def work(connection: sqlite3.Connection) -> None:
+            if connection.execute("SELECT 1 FROM sessions WHERE uid = ?", (session.uid,)).fetchone():
+                return  # asked for again by a caller that never heard the first answer
+            if live_uid(connection, session.id):
+                raise SessionExists(session.id)
+            insert_session(connection, session)
+            write_move(connection, session.uid, None, session.state, session.state_reason, session.created_at)
+
+        await self._write(work)
+
+    async def get_session(self, session_id: str) -> Session:
+        row = self._point("SELECT document FROM sessions WHERE id = ? AND live = 1", session_id)
+        if row is None:
+            raise SessionNotFound(session_id)
+        return Session.model_validate_json(row[0])
+
+    async def list_sessions(self, filter_: SessionFilter, page: PageRequest) -> Page[Session]:
+        query = SessionQuery.of(filter_)
+        after = decode(page.token, filter_.digest) if page.token else None
+        page_sql, values = query.page(after, page.limit + 1, offset(page))
+
+        def scan(connection: sqlite3.Connection) -> Page[Session]:
+            (total_count,) = connection.execute(*query.counting()).fetchone()
+            rows = connection.execute(page_sql, values).fetchall()
+            sessions = [Session.model_validate_json(row[0]) for row in rows]
+            return cut(sessions, total_count, page, filter_.digest, lambda last: Position(last.created_at, last.uid))
+
+        return await self._scan(scan)
+
+    async def update_session(self, uid: str, changes: SessionChanges, at: datetime) -> Session:
+        def work(connection: sqlite3.Connection) -> Session:
+            session = live_session(connection, uid)
+            return replace_session(connection, session, changes.apply(session), updated_at=at)
+
+        return await self._write(work)
+
+    async def move_session(
+        self,
+        uid: str,
+        before: State,
+        after: State,
+        at: datetime,
+        *,
+        reason: str | None = None,
+        changes: SessionChanges = NO_CHANGES,
+        holder: str | None = None,
+    ) -> Session:
+        check_move(before, after)
+
+        def work(connection: sqlite3.Connection) -> Session:
+            session = live_session(connection, uid)
+            if session.state != before or holder not in (None, session.holder):
+                raise StateChanged(session.id, before)
+            write_move(connection, uid, before, after, reason, at)
+            return replace_session(
+                connection, session, changes.apply(session), state=after, state_reason=reason, updated_at=at
+            )
+
+        return await self._write(work)
+
+    async def list_moves(self, uid: str, page: PageRequest) -> Page[Move]:
+        digest_ = digest(("moves", uid))
+        before = decode(page.token, digest_).key if page.token else str(2**63 - 1)
+
+        def scan(connection: sqlite3.Connection) -> Page[Move]:
+            (total_count,) = connection.execute("SELECT count(*) FROM moves WHERE uid = ?", (uid,)).fetchone()
+            rows = connection.execute(
+                "SELECT before, after, reason, at, number FROM moves WHERE uid = ? AND number < CAST(? AS INTEGER)"
+                " ORDER BY number DESC LIMIT ? OFFSET ?",
+                (uid, before, page.limit + 1, offset(page)),
+            ).fetchall()
+            moves = [Move(before=row[0], after=row[1], reason=row[2], at=row[3]) for row in rows]
+            last = str(rows[page.limit - 1][4]) if len(rows) > page.limit else ""
+            return cut(moves, total_count, page, digest_, lambda move: Position(move.at, last))
+
+        return await self._scan(scan)
+
+    async def delete_session(self, uid: str, at: datetime) -> Session:
+        def work(connection: sqlite3.Connection) -> Session:
+            session = live_session(connection, uid)
+            return replace_session(connection, session, session, deleted_at=at, updated_at=at, holder=None)
+
+        return await self._write(work)
+
+    async def undelete_session(self, session_id: str, at: datetime) -> Session:
+        def work(connection: sqlite3.Connection) -> Session:
+            if live_uid(connection, session_id):
+                raise SessionExists(session_id)
+            row = connection.execute(
+                "SELECT document FROM sessions WHERE id = ? AND live = 0 ORDER BY deleted_at DESC LIMIT 1",
+                (session_id,),
+            ).fetchone()
+            if row is None:
+                purged = connection.execute("SELECT 1 FROM purged WHERE id = ?", (session_id,)).fetchone()
+                raise SessionPurged(session_id) if purged else SessionNotFound(session_id)
+            session = Session.model_validate_json(row[0])
+            return replace_session(connection, session, session, deleted_at=None, updated_at=at)
+
+        return await self._write(work)
+
+    async def purge_session(self, uid: str) -> None:
+        def work(connection: sqlite3.Connection) -> None:
+            connection.execute("INSERT OR IGNORE INTO purged SELECT id FROM sessions WHERE uid = ?", (uid,))
+            connection.execute("DELETE FROM sessions WHERE uid = ?", (uid,))
+            connection.execute("DELETE FROM session_labels WHERE uid = ?", (uid,))
+            connection.execute("DELETE FROM moves WHERE uid = ?", (uid,))
+            connection.execute("DELETE FROM executions WHERE session_uid = ?", (uid,))
+
+        await self._write(work)
+
+    # Who holds what
+
+    async def beat(self, gateway_id: str, at: datetime) -> None:
+        await self._write(
+            lambda connection: connection.execute(
+                "INSERT INTO gateways VALUES (?, ?) ON CONFLICT DO UPDATE SET at = max(at, excluded.at)",
+                (gateway_id, iso(at)),
+            )
+        )
+
+    async def claim_session(self, uid: str, gateway_id: str, stale_before: datetime) -> Session:
+        def work(connection: sqlite3.Connection) -> Session:
+            session = live_session(connection, uid)
+            if session.holder == gateway_id:
+                return session
+            if (
+                session.holder is not None
+                and connection.execute(
+                    "SELECT 1 FROM gateways WHERE id = ? AND at >= ?", (session.holder, iso(stale_before))
+                ).fetchone()
+            ):
+                raise SessionHeld(session.id, session.holder)
+            return replace_session(connection, session, session, holder=gateway_id)
+
+        return await self._write(work)
+
+    async def release_session(self, uid: str, gateway_id: str) -> None:
+        def work(connection: sqlite3.Connection) -> None:
+            row = connection.execute(
+                "SELECT document FROM sessions WHERE uid = ? AND holder = ?", (uid, gateway_id)
+            ).fetchone()
+            if row is not None:
+                session = Session.model_validate_json(row[0])
+                replace_session(connection, session, session, holder=None)
+
+        await self._write(work)
+
+    async def list_abandoned(self, gateway_id: str, stale_before: datetime) -> list[Session]:
+        def scan(connection: sqlite3.Connection) -> list[Session]:
+            rows = connection.execute(
+                "SELECT document FROM sessions WHERE holder IS NOT NULL AND live = 1 AND (holder = ?"
+                " OR holder NOT IN (SELECT id FROM gateways WHERE at >= ?)) ORDER BY created_at DESC, uid DESC",
+                (gateway_id, iso(stale_before)),
+            )
+            return [Session.model_validate_json(row[0]) for row in rows]
+
+        return await self._scan(scan)
+
+    # Executions
+
+    async def put_execution(self, execution: Execution) -> None:
+        values = (
+            execution.id,
+            execution.session_uid,
+            iso(execution.queued_at),
+            rank(execution),
+            await pack_aside(dump_execution(execution)),
+        )
+        await self._write(lambda connection: connection.execute(_PUT_EXECUTION, values))
+
+    async def get_execution(self, uid: str, execution_id: str) -> Execution:
+        row = self._point("SELECT packed FROM executions WHERE id = ? AND session_uid = ?", execution_id, uid)
+        if row is None:
+            raise ExecutionNotFound(execution_id)
+        return await load_execution_aside(row[0])
+
+    async def list_executions(self, uid: str, page: PageRequest) -> Page[Execution]:
+        digest_ = digest(("executions", uid))
+        after = decode(page.token, digest_) if page.token else None
+        before = (iso(after.created_at), after.key) if after else (AFTER_ALL, "")
+
+        def scan(connection: sqlite3.Connection) -> Page[Execution]:
+            (total_count,) = connection.execute(
+                "SELECT count(*) FROM executions WHERE session_uid = ?", (uid,)
+            ).fetchone()
+            rows = connection.execute(
+                "SELECT packed FROM executions WHERE session_uid = ? AND (queued_at, id) < (?, ?)"
+                " ORDER BY queued_at DESC, id DESC LIMIT ? OFFSET ?",
+                (uid, *before, page.limit + 1, offset(page)),
+            )
+            filling = Filling(page)
+            for row in rows:
+                if not filling.add(row[0]):
+                    break
+            rows.close()
+            return executions_page(filling, total_count, digest_)
+
+        return await self._scan(scan)
+
+    async def list_unfinished(self, uid: str) -> list[Execution]:
+        def scan(connection: sqlite3.Connection) -> list[Execution]:
+            rows = connection.execute(
+                "SELECT packed FROM executions WHERE session_uid = ? AND rank < 2 ORDER BY queued_at, id", (uid,)
+            )
+            return [load_execution(row[0]) for row in rows]
+
+        return await self._scan(scan)
+
+    # Idempotency keys
+
+    async def reserve_answer(self, answer: KeptAnswer, expired_before: datetime) -> KeptAnswer | None:
+        def work(connection: sqlite3.Connection) -> KeptAnswer | None:
+            connection.execute("DELETE FROM answers WHERE created_at < ?", (iso(expired_before),))
+            row = connection.execute(
+                "SELECT key, request_digest, created_at, status, content_type, body FROM answers WHERE key = ?",
+                (answer.key,),
+            ).fetchone()
+            if row is None:
+                _keep(connection, answer, pack(answer.body))
+                return None
+            return KeptAnswer.model_validate(dict(zip(_ANSWER_FIELDS, row, strict=True)) | {"body": unpack(row[5])})
+
+        return await self._write(work)
+
+    async def keep_answer(self, answer: KeptAnswer) -> None:
+        body = await pack_aside(answer.body)
+        await self._write(lambda connection: _keep(connection, answer, body))
+
+    async def drop_answer(self, key: str) -> None:
+        await self._write(lambda connection: connection.execute("DELETE FROM answers WHERE key = ?", (key,)))
+
+    # Audit
+
+    async def append_audit(self, lines: list[AuditLine]) -> None:
+        values = [(line.id, iso(line.at), line.model_dump_json()) for line in lines]
+        await self._write(
+            lambda connection: connection.executemany(
+                "INSERT INTO audit (id, at, line) VALUES (?, ?, ?) ON CONFLICT DO NOTHING", values
+            )
+        )
+
+    async def read_audit(self) -> AsyncIterator[AuditLine]:
+        last = ("", 0)
+        while batch := await self._scan(partial(_audit_after, last)):
+            for _, _, line in batch:
+                yield AuditLine.model_validate_json(line)
+            last = batch[-1][:2]
+
+    # The three ways to the file
+
+    async def _write(self, work: Work[Result]) -> Result:
+        if self._writer is None:
+            raise StoreClosed
+        return await self._writer.do(work)
+
+    def _point(self, sql: str, *values: Any) -> Any:
+        """One row, read here and now on the event loop."""
+        if self._writer is None:
+            raise StoreClosed
+        with _translating():
+            return self._points.execute(sql, values).fetchone()
+
+    async def _scan(self, work: Work[Result]) -> Result:
+        """The result of `work` on the scanning thread, which sees the file as of one instant."""
+        if self._writer is None:
+            raise StoreClosed
+
+        def scan() -> Result:
+            with _translating(), _one_instant(self._scans):
+                return work(self._scans)
+
+        return await asyncio.get_running_loop().run_in_executor(self._scanner, scan)
+
+
+@contextmanager
+def _translating() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise translated(error) from error
+
+
+@contextmanager
+def _one_instant(connection: sqlite3.Connection) -> Iterator[None]:
+    connection.execute("BEGIN")
+    try:
+        yield
+    finally:
+        connection.rollback()
+
+
+def _keep(connection: sqlite3.Connection, answer: KeptAnswer, body: bytes) -> None:
+    connection.execute(
+        "INSERT OR REPLACE INTO answers (key, request_digest, created_at, status, content_type, body)"
+        " VALUES (?, ?, ?, ?, ?, ?)",
+        (answer.key, answer.request_digest, iso(answer.created_at), answer.status, answer.content_type, body),
+    )
+
+
+def _audit_after(last: tuple[str, int], connection: sqlite3.Connection) -> list[tuple[str, int, str]]:
+    return connection.execute(
+        "SELECT at, number, line FROM audit WHERE (at, number) > (?, ?) ORDER BY at, number LIMIT ?",
+        (*last, _AUDIT_BATCH),
+    ).fetchall()
+
+
+_ANSWER_FIELDS = ("key", "request_digest", "created_at", "status", "content_type", "body")
+_PUT_EXECUTION = """INSERT INTO executions (id, session_uid, queued_at, rank, packed) VALUES (?, ?, ?, ?, ?)
+    ON CONFLICT DO UPDATE SET session_uid = excluded.session_uid, queued_at = excluded.queued_at,
+        rank = excluded.rank, packed = excluded.packed
+    WHERE excluded.rank >= rank"""

@@ -1,0 +1,132 @@
+"""The tables of the SQLite store, and how an older file becomes a newer one."""
+
+import os
+import sqlite3
+from pathlib import Path
+
+from gateway.errors import Unavailable
+
+# `document` holds the whole session. The columns beside it are what lists filter by; labels have a table of their
+# own whose rows repeat `live` and `created_at`, so that one index finds them and gives them in a list's order.
+_MIGRATIONS: tuple[tuple[str, ...], ...] = (
+    (
+        """CREATE TABLE sessions (
+            uid TEXT PRIMARY KEY,
+            id TEXT NOT NULL,
+            live INTEGER NOT NULL,
+            state TEXT NOT NULL,
+            language TEXT NOT NULL,
+            created_by TEXT NOT NULL,
+            parent_id TEXT,
+            name TEXT NOT NULL,
+            holder TEXT,
+            created_at TEXT NOT NULL,
+            deleted_at TEXT,
+            document TEXT NOT NULL
+        ) STRICT""",
+        "CREATE UNIQUE INDEX sessions_live_id ON sessions (id) WHERE live = 1",
+        "CREATE INDEX sessions_deleted_id ON sessions (id, deleted_at DESC) WHERE live = 0",
+        "CREATE INDEX sessions_newest ON sessions (live, created_at DESC, uid DESC)",
+        "CREATE INDEX sessions_owner ON sessions (live, created_by, created_at DESC, uid DESC)",
+        "CREATE INDEX sessions_parent ON sessions (live, parent_id, created_at DESC, uid DESC)"
+        " WHERE parent_id IS NOT NULL",
+        "CREATE INDEX sessions_holder ON sessions (holder) WHERE holder IS NOT NULL",
+        """CREATE TABLE session_labels (
+            live INTEGER NOT NULL,
+            k TEXT NOT NULL,
+            v TEXT NOT NULL,
+            created_at TEXT NOT NULL,
+            uid TEXT NOT NULL,
+            PRIMARY KEY (live, k, v, created_at DESC, uid DESC)
+        ) STRICT, WITHOUT ROWID""",
+        "CREATE UNIQUE INDEX session_labels_key ON session_labels (live, k, created_at DESC, uid DESC)",
+        "CREATE INDEX session_labels_uid ON session_labels (uid)",
+        """CREATE TABLE moves (
+            uid TEXT NOT NULL,
+            number INTEGER NOT NULL,
+            at TEXT NOT NULL,
+            before TEXT,
+            after TEXT NOT NULL,
+            reason TEXT,
+            PRIMARY KEY (uid, number)
+        ) STRICT, WITHOUT ROWID""",
+        "CREATE TABLE purged (id TEXT PRIMARY KEY) STRICT, WITHOUT ROWID",
+        "CREATE TABLE gateways (id TEXT PRIMARY KEY, at TEXT NOT NULL) STRICT, WITHOUT ROWID",
+        """CREATE TABLE executions (
+            id TEXT PRIMARY KEY,
+            session_uid TEXT NOT NULL,
+            queued_at TEXT NOT NULL,
+            rank INTEGER NOT NULL,
+            packed BLOB NOT NULL
+        ) STRICT""",
+        "CREATE INDEX executions_newest ON executions (session_uid, queued_at DESC, id DESC)",
+        "CREATE INDEX executions_unfinished ON executions (session_uid) WHERE rank < 2",
+        """CREATE TABLE answers (
+            key TEXT PRIMARY KEY,
+            created_at TEXT NOT NULL,
+            request_digest TEXT NOT NULL,
+            status INTEGER,
+            content_type TEXT,
+            body BLOB NOT NULL
+        ) STRICT""",
+        "CREATE INDEX answers_oldest ON answers (created_at)",
+        "CREATE TABLE audit (number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, at TEXT NOT NULL, line TEXT NOT NULL)"
+        " STRICT",
+        "CREATE INDEX audit_oldest ON audit (at, number)",
+    ),
+)
+
+
+class NewerFile(Unavailable):
+    """Opening it would lose what the newer gateway keeps in it."""
+
+    code = "store_newer"
+
+    def __init__(self, path: Path, version: int) -> None:
+        super().__init__(
+            f"{path} was written by a newer gateway: its schema is {version}, this one knows {len(_MIGRATIONS)}."
+        )
+
+
+def connect_writer(path: Path, busy_timeout_s: float) -> sqlite3.Connection:
+    """A connection on which a COMMIT that returns has reached the disk; makes the file, for its owner alone."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    connection = _connect(path, busy_timeout_s)
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute(f"PRAGMA journal_size_limit = {64 * 1024 * 1024}")
+        _migrate(connection, path)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def connect_reader(path: Path, busy_timeout_s: float) -> sqlite3.Connection:
+    connection = _connect(path, busy_timeout_s)
+    connection.execute("PRAGMA query_only = ON")
+    return connection
+
+
+def _connect(path: Path, busy_timeout_s: float) -> sqlite3.Connection:
+    return sqlite3.connect(
+        path, timeout=busy_timeout_s, isolation_level=None, check_same_thread=False, cached_statements=256
+    )
+
+
+def _migrate(connection: sqlite3.Connection, path: Path) -> None:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version > len(_MIGRATIONS):
+            raise NewerFile(path, version)  # noqa: TRY301 - what undoes the transaction is here
+        for statements in _MIGRATIONS[version:]:
+            for statement in statements:
+                connection.execute(statement)
+        connection.execute(f"PRAGMA user_version = {len(_MIGRATIONS)}")
+        connection.execute("COMMIT")
+    except BaseException:
+        connection.rollback()
+        raise

@@ -1,0 +1,131 @@
+"""Where kernels run: a process and the workspace that belongs to it.
+
+Nothing here may assume that the process is a child of ours, or even on this machine.
+"""
+
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from kernels.workspace import FileInfo, Usage, Workspace
+
+
+@dataclass(frozen=True, slots=True)
+class Kernelspec:
+    """An installed kernel: `name` finds it, `language` is lower case."""
+
+    name: str
+    display_name: str
+    language: str
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    interrupt_mode: Literal["signal", "message"]
+    metadata: Mapping[str, Any]
+    resource_dir: str
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one kernel may use; None is without limit."""
+
+    memory_bytes: int | None = None
+    cpu: float | None = None
+    pids: int | None = None
+    disk_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """All that is needed to start a kernel. `place` names its workspace and overlay, and outlives the kernel."""
+
+    kernel_id: str
+    place: str
+    spec: Kernelspec
+    env: Mapping[str, str] = field(default_factory=dict)
+    limits: Limits = Limits()
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How a kernel ended. `code` is what it exited with, or None with `signal` that ended it."""
+
+    code: int | None = None
+    signal: int | None = None
+    out_of_memory: bool = False
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessUsage:
+    """Of a kernel and everything that it started."""
+
+    cpu_seconds: float
+    memory_bytes: int
+    process_count: int
+
+
+class KernelProcess(Protocol):
+    """A started kernel: how to reach it, how to end it."""
+
+    kernel_id: str
+    connection: Mapping[str, Any]  # as in a Jupyter connection file
+    started_at: float  # unix time, seconds
+
+    async def ended(self) -> Exit:
+        """Wait until it has ended by itself or by `kill`."""
+        ...
+
+    async def interrupt(self) -> None:
+        """Send SIGINT to the kernel and what it started."""
+        ...
+
+    async def kill(self, reason: str) -> None:
+        """End it and everything that it started, at once; `reason` goes into its `Exit`."""
+        ...
+
+    def abandon(self) -> None:
+        """End it without waiting for anything: the caller is about to end too."""
+        ...
+
+    async def kill_children(self, since: float) -> int:
+        """End what the kernel started after unix time `since`; returns how many processes that were."""
+        ...
+
+    async def usage(self) -> ProcessUsage: ...
+
+
+class Engine(Protocol):
+    """Starts kernels and keeps the places where their files are."""
+
+    def kernelspecs(self) -> Mapping[str, Kernelspec]: ...
+
+    def start(self, launch: Launch) -> AbstractAsyncContextManager[KernelProcess]:
+        """A started kernel; leaving the block ends it and all that it started. Raises `StartFailed`."""
+        ...
+
+    async def workspace(self, place: str, disk_bytes: int | None) -> Workspace:
+        """The files at a place, which is made if it is not there."""
+        ...
+
+    async def remove(self, place: str) -> None:
+        """Remove a place for good: workspace, overlay, logs."""
+        ...
+
+    async def log(self, place: str, name: Literal["kernel", "setup"], limit_bytes: int) -> str:
+        """The end of a place's log: the kernel's own output, or what its setup printed."""
+        ...
+
+    async def run_setup(self, launch: Launch, steps: "list[SetupStep]") -> Exit:
+        """Run steps one after another in the place's own environment, printing into its setup log; stops at a failure."""
+        ...
+
+    async def end_orphans(self) -> int:
+        """End kernels of this engine that an earlier process left behind; returns how many."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class SetupStep:
+    kind: Literal["pip", "npm", "command"]
+    arguments: tuple[str, ...]

@@ -1,0 +1,92 @@
+"""Jupyter wire messages, packed, signed and checked by jupyter_client's `Session`. No I/O."""
+
+import hmac
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jupyter_client.session import Session
+
+from kernels.errors import KernelsError
+
+DELIMITER = b"<IDS|MSG>"
+
+Content = Mapping[str, Any]
+
+
+class BadMessage(KernelsError):
+    """Frames that are no message, or were not signed with our key."""
+
+
+class Message:
+    """A received message. Content is unpacked when it is asked for: most of what a kernel says is only routed."""
+
+    __slots__ = ("_content", "_session", "buffers", "content_bytes", "header", "metadata", "parent_id")
+
+    def __init__(self, session: Session, frames: Sequence[bytes]) -> None:
+        self._session = session
+        self._content: dict[str, Any] | None = None
+        self.header: dict[str, Any] = session.unpack(frames[0])
+        parent = session.unpack(frames[1])
+        self.parent_id: str | None = parent.get("msg_id")
+        self.metadata: dict[str, Any] = session.unpack(frames[2])
+        self.content_bytes = frames[3]
+        self.buffers = list(frames[4:])
+
+    @property
+    def type(self) -> str:
+        kind = self.header["msg_type"]
+        return kind if isinstance(kind, str) else ""
+
+    @property
+    def content(self) -> dict[str, Any]:
+        if self._content is None:
+            self._content = self._session.unpack(self.content_bytes)
+            if b"\\ud" in self.content_bytes.lower():  # half a surrogate pair can be neither stored nor sent
+                text = json.dumps(self._content, ensure_ascii=False).encode(errors="replace")
+                self._content = json.loads(text)
+        return self._content
+
+
+class Wire:
+    """Turns requests into frames and frames into messages, for one kernel and its key."""
+
+    def __init__(self, key: str | bytes, signature_scheme: str = "hmac-sha256") -> None:
+        self._session = Session(
+            key=key.encode() if isinstance(key, str) else key, signature_scheme=signature_scheme, username="gateway"
+        )
+        self.identity: bytes = self._session.bsession
+
+    def request(
+        self,
+        msg_type: str,
+        content: Content,
+        *,
+        metadata: Content | None = None,
+        subshell_id: str | None = None,
+        parent: Content | None = None,
+        msg_id: str | None = None,
+    ) -> tuple[str, list[bytes]]:
+        """The id of a new message (`msg_id` if one is given), and its frames."""
+        message = self._session.msg(msg_type, dict(content), metadata=dict(metadata or {}), parent=parent and dict(parent))
+        if msg_id is not None:
+            message["header"]["msg_id"] = msg_id
+        if subshell_id is not None:
+            message["header"]["subshell_id"] = subshell_id
+        return message["header"]["msg_id"], self._session.serialize(message)
+
+    def read(self, frames: Sequence[bytes]) -> Message:
+        """Raises `BadMessage` unless it was signed with our key."""
+        try:
+            start = frames.index(DELIMITER) + 1
+        except ValueError:
+            raise BadMessage("no delimiter") from None
+        signature, *parts = frames[start:]
+        if len(parts) < 4:
+            raise BadMessage("too few frames")
+        if self._session.auth is not None and not hmac.compare_digest(self._session.sign(parts[:4]), signature):
+            raise BadMessage("bad signature")
+        try:
+            return Message(self._session, parts)
+        except (ValueError, KeyError, AttributeError) as error:
+            raise BadMessage(str(error)) from error

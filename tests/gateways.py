@@ -1,0 +1,82 @@
+"""Gateways for tests: real processes, on a port of their own, with a data folder of their own."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+READY_S = 60
+
+
+class GatewayProcess:
+    """A gateway that was started as a user would start it."""
+
+    def __init__(self, data_dir: Path, settings: dict[str, Any], port: int = 0) -> None:
+        self.data_dir = data_dir
+        self._settings = settings
+        self._port = port
+        self._log = data_dir.parent / f"{data_dir.name}.log"
+        self.url = ""
+        self.process: subprocess.Popen[bytes] | None = None
+
+    async def start(self) -> None:
+        """Start it (again), and wait for its first line."""
+        env = {name: value for name, value in os.environ.items() if not name.startswith("GATEWAY_")}
+        env |= {f"GATEWAY_{name.upper()}": str(value) for name, value in self._settings.items()}
+        command = [sys.executable, "-m", "gateway", "serve", "--port", str(self._port), "--data-dir", str(self.data_dir)]
+        with open(self._log, "ab") as log:
+            self.process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=log, cwd=tempfile.gettempdir())
+        async with asyncio.timeout(READY_S):
+            assert self.process.stdout is not None
+            line = (await asyncio.to_thread(self.process.stdout.readline)).decode()
+        assert line.startswith("Listening on "), f"{line!r}; {self.log()}"
+        self.url = line.removeprefix("Listening on ").strip()
+        self._port = int(self.url.rsplit(":", 1)[1])
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    async def ended(self, timeout_s: float = 30) -> int:
+        """Wait for its exit code."""
+        assert self.process is not None
+        async with asyncio.timeout(timeout_s):
+            code = await asyncio.to_thread(self.process.wait)
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+        return code
+
+    async def stop(self) -> int:
+        if self.process is not None and self.process.poll() is None:
+            self.signal(signal.SIGTERM)
+        return await self.ended()
+
+    async def kill(self) -> None:
+        self.signal(signal.SIGKILL)
+        await self.ended()
+
+
+@asynccontextmanager
+async def gateway_process(data_dir: Path, **settings: Any) -> AsyncIterator[GatewayProcess]:
+    """A gateway until the block is left; settings are named as in `Settings`."""
+    gateway = GatewayProcess(data_dir, settings)
+    await gateway.start()
+    try:
+        yield gateway
+    finally:
+        if gateway.process is not None and gateway.process.poll() is None:
+            await gateway.stop()
