@@ -37,6 +37,7 @@ STRING_OR_STRUCTURE = re.compile(r"""["'#()\[\]{}\\]|\r\n|\r|\n""")
 IN_EXPRESSION = re.compile(r"""["'#()\[\]{}\\:!=]""")
 
 CELL_MAGIC = re.compile(r"\s*%%(?P<name>\w+)[^\r\n]*")
+FIRST_INDENT = re.compile(r"(?:[ \t\f]*[\r\n])*([ \t]+)")
 MAYBE_IPYTHON = re.compile(r"^[ \t\f]*[%!?,;/]|=[ \t]*(?:!|%\w)|\?[ \t]*\r?$", re.MULTILINE)
 IPYTHON_LINE = re.compile(
     r"""[ \t\f]*+(?P<line>
@@ -98,8 +99,9 @@ def for_python_before_312(code: str) -> str:
 
 def _compiles(before: str, after: str) -> bool:
     """Whether `before` needs nothing newer than Python 3.11 but its f-strings, and `after` not even that."""
-    if before.lstrip("\r\n")[:1] in (" ", "\t"):  # IPython takes a common indent away
-        before, after = f"if 1:\n{before}", f"if 1:\n{after}"
+    if indent := FIRST_INDENT.match(before):  # IPython takes it away from every line
+        line_indent = re.compile(f"^{indent[1]}", re.MULTILINE)
+        before, after = line_indent.sub("", before), line_indent.sub("", after)
     with warnings.catch_warnings(action="ignore"):
         try:
             if sys.version_info >= (3, 12):
@@ -461,7 +463,7 @@ class _Writer:
         return result
 
     def _equals_text(self, part: _Field) -> str:
-        """What `{value=}` shows before the value: its source without comments, as Python 3.12.4 and later do."""
+        """What `{value=}` shows before the value: its source, without the comments."""
         pieces = []
         end = part.start + 1
         for string in [string for group in part.groups for string in group]:

@@ -147,11 +147,15 @@ def split(target: bytes) -> list[bytes]:
 
 
 class Folders:
-    """Folders below one that is open, reached without following a link. Only the last one asked for stays open."""
+    """Folders below one that is open, reached without following a link. Only the last one asked for stays open.
+
+    One whose owner may not look into it, and that is us, is opened to the owner for as long.
+    """
 
     def __init__(self, root: int) -> None:
         self._root = root
         self._fd = os.dup(root)
+        self._mode: int | None = None
         self._names: list[bytes] = []
 
     def open(self, parts: Parts | list[bytes]) -> int:
@@ -164,13 +168,19 @@ class Folders:
         for name in parts[depth:]:
             self._step(open_anyway(name, _FOLDER, self._fd))
             self._names.append(name)
+            status = os.fstat(self._fd)
+            if status.st_mode & 0o500 != 0o500 and status.st_uid == os.geteuid():
+                self._mode = stat.S_IMODE(status.st_mode)
+                os.fchmod(self._fd, self._mode | 0o500)
         return self._fd
 
     def _step(self, fd: int) -> None:
-        os.close(self._fd)
-        self._fd = fd
+        self.close()
+        self._fd, self._mode = fd, None
 
     def close(self) -> None:
+        if self._mode is not None:
+            os.fchmod(self._fd, self._mode)
         os.close(self._fd)
 
 
@@ -378,8 +388,7 @@ def _lift(child: bytes, top: int) -> None:
             if not is_folder:
                 os.unlink(name, dir_fd=fd)
                 continue
-            if os.geteuid():
-                os.close(_open_own(name, fd))  # a read-only folder can't be moved by its owner
+            os.close(_open_own(name, fd))  # one that is read-only could not be moved
             os.rename(name, hidden_name(), src_dir_fd=fd, dst_dir_fd=top)
     finally:
         os.close(fd)

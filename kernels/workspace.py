@@ -469,10 +469,10 @@ def _file_info(path: str, status: os.stat_result) -> FileInfo:
 
 def _name(place: Place) -> bytes:
     """The last name of a path to something that can be written, moved or deleted."""
-    if place.parts:
-        if place.left:
-            return place.left[-1]
-        raise FileConflict(place.path, "it is a folder")
+    if place.left:
+        return place.left[-1]
+    if parse(place.path):
+        raise FileConflict(place.path, "it leads to a folder")
     raise BadPath(place.path, "that is the workspace itself")
 
 

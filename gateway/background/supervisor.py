@@ -8,9 +8,8 @@ from gateway.errors import GatewayError, StoreAway
 from gateway.models.base import now
 from gateway.models.executions import RunError, Status
 from gateway.models.sessions import Session
-from gateway.services.live import Live
+from gateway.services.live import Live, settlement
 from gateway.services.recorder import Recorder
-from gateway.states import State
 from gateway.stores.base import Store
 
 log = logging.getLogger(__name__)
@@ -48,11 +47,7 @@ class Supervisor:
             error = RunError(ename="GatewayStopped", evalue="The gateway stopped while this run was under way.")
             ended = {"status": Status.DIED, "error": error, "state_kept": False, "finished_at": now()}
             await self._store.put_execution(lost.model_copy(update=ended))
-        if session.state is State.READY:
-            reason = "Its kernel is gone; files are kept, variables are not."
-            await self._store.move_session(session.uid, State.READY, State.IDLE, now(), reason=reason)
-        elif session.state is State.BUSY:
-            reason = "The gateway stopped while a run was under way."
-            await self._store.move_session(session.uid, State.BUSY, State.ERROR, now(), reason=reason)
+        if settled := settlement(session.state):
+            await self._store.move_session(session.uid, settled)
         await self._store.release_session(session.uid, self._settings.gateway_id)
         log.info("Session %r was taken in after a gateway that is gone", session.id)

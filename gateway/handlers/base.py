@@ -9,12 +9,14 @@ import re
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from functools import wraps
+from functools import cached_property, wraps
+from http.client import responses
 from typing import Any, ClassVar, TypeVar
 from urllib.parse import urlsplit
 from uuid import uuid4
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 from tornado.web import HTTPError, MissingArgumentError, RequestHandler, stream_request_body
 
 from gateway import errors
@@ -23,7 +25,8 @@ from gateway.metrics import Metrics
 from gateway.models.audit import AuditLine
 from gateway.models.base import now
 from gateway.models.idempotency import KeptAnswer
-from gateway.models.sessions import SessionId, SessionView, Session
+from gateway.models.queries import NoQuery
+from gateway.models.sessions import Session, SessionId, SessionView
 from gateway.services.executions import ExecutionService
 from gateway.services.idempotency import IdempotencyService
 from gateway.services.introspection import IntrospectionService
@@ -68,6 +71,7 @@ _OF_KERNELS: dict[type[kernel_errors.KernelsError], type[errors.GatewayError]] =
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.:\-]{1,128}")
 _SESSION_ID: TypeAdapter[str] = TypeAdapter(SessionId)
+_PLACE = re.compile(r"(.*) at line (\d+) column (\d+)")
 _DISCARDED_BYTES = 1024 * 2**20
 
 
@@ -97,6 +101,7 @@ class Operation:
     query: type[BaseModel] | None = None
     body_required: bool = True
     also: dict[int, str] = field(default_factory=dict)
+    also_answers: dict[int, type[BaseModel]] = field(default_factory=dict)
 
 
 def _once(post: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
@@ -129,10 +134,11 @@ class ApiHandler(RequestHandler):
 
     operations: ClassVar[dict[str, Operation]] = {}
     answers_once: ClassVar[bool] = True
+    takes_any_query: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
         if "post" in cls.__dict__:
-            cls.post = _once(cls.post)  # type: ignore[method-assign]
+            cls.post = _once(cls.post)  # type: ignore[method-assign, arg-type]
 
     def initialize(self, services: Services, route: str = "") -> None:
         self.services = services
@@ -143,14 +149,20 @@ class ApiHandler(RequestHandler):
         self._gone = False
         self._task: asyncio.Task[Any] | None = None
         self.kept: KeptAnswer | None = None
-        given = self.request.headers.get("X-Request-Id", "")
-        self.request_id = given if _REQUEST_ID.fullmatch(given) else uuid4().hex
-        self.set_header("X-Request-Id", self.request_id)
 
     def set_default_headers(self) -> None:
         self.clear_header("Server")
         self.set_header("X-Content-Type-Options", "nosniff")
         self.set_header("Cache-Control", "no-store")
+        self.set_header("X-Request-Id", self.request_id)
+
+    def compute_etag(self) -> None:
+        """Answers are not cached; files bring an ETag of their own."""
+
+    @cached_property
+    def request_id(self) -> str:
+        given = self.request.headers.get("X-Request-Id", "")
+        return given if _REQUEST_ID.fullmatch(given) else uuid4().hex
 
     @property
     def caller(self) -> str:
@@ -167,17 +179,22 @@ class ApiHandler(RequestHandler):
         return self.services.settings.body_limit_bytes
 
     def prepare(self) -> None:
-        self.request.connection.set_max_body_size(self.body_limit_bytes + _DISCARDED_BYTES)  # type: ignore[attr-defined]
+        self.request.connection.set_max_body_size(self.body_limit_bytes + _DISCARDED_BYTES)  # type: ignore[union-attr]
         self._task = asyncio.current_task()
         self._check_origin()
         length = self.request.headers.get("Content-Length", "0")
         if length.isdigit() and int(length) > self.body_limit_bytes:
             raise self._too_large()
-        if self.request.method is not None and self.request.method not in self._allowed_methods():
-            raise errors.NotAllowed(f"{self.request.path} does not take {self.request.method}.")
+        if self.request.method not in self._allowed_methods():
+            raise self._not_allowed()
+        operation = self.operations.get(self.request.method or "")
+        if not self.takes_any_query and (operation is None or operation.query is None):
+            self.query(NoQuery)
+
+    def _not_allowed(self) -> errors.NotAllowed:
+        return errors.NotAllowed(f"{self.request.path[:200]} does not take {self.request.method}.")
 
     def _too_large(self) -> errors.TooLarge:
-        self.set_header("Connection", "close")
         limit = self.body_limit_bytes
         return errors.TooLarge(f"The body is larger than {limit:,} bytes.", limit_bytes=limit)
 
@@ -189,15 +206,15 @@ class ApiHandler(RequestHandler):
             self._chunks.clear()
 
     def _check_origin(self) -> None:
-        """Without keys, nothing but this machine may ask: a name that is not loopback, or a page from elsewhere, can't."""
+        """Without keys only this machine may ask: a name that is not loopback, or a page from elsewhere, may not."""
         settings = self.services.settings
-        host = urlsplit(f"//{self.request.host}").hostname or ""
-        if settings.loopback and not is_loopback(host) and host not in settings.allowed_hosts:
+        host, name = self.request.host, _host(f"//{self.request.host}", with_port=False)
+        if settings.loopback and not is_loopback(name) and name not in settings.allowed_hosts:
             raise HostRefused(f"This gateway does not answer to the name {host!r}.", host=host)
         origin = self.request.headers.get("Origin")
-        if origin is not None and self.request.method not in ("GET", "HEAD", "OPTIONS"):
-            if urlsplit(origin).netloc.lower() != self.request.host.lower():
-                raise OriginRefused(f"A page of {origin!r} may not do this.", origin=origin)
+        reads = self.request.method in ("GET", "HEAD", "OPTIONS")
+        if origin is not None and not reads and _host(origin) != host.lower():
+            raise OriginRefused(f"A page of {origin!r} may not do this.", origin=origin)
 
     @property
     def raw_body(self) -> bytes:
@@ -253,10 +270,14 @@ class ApiHandler(RequestHandler):
         self.set_status(status)
         self.set_header("Content-Type", "application/json")
         raw = body.encode() if isinstance(body, str) else body
-        self.kept = KeptAnswer(
-            key="", request_digest="", created_at=now(), status=status, content_type="application/json", body=raw
-        )
+        self.kept = self.keep(raw, status, "application/json")
         self.finish(raw)
+
+    def keep(self, body: bytes, status: int, content_type: str) -> KeptAnswer:
+        """What a repeated `Idempotency-Key` is answered with; key and digest are filled in where it is kept."""
+        return KeptAnswer(
+            key="", request_digest="", created_at=now(), status=status, content_type=content_type, body=body
+        )
 
     def view(self, session: Session) -> SessionView:
         return SessionView.of(session, self.base_url, self.services.sessions.kernel_id(session.id))
@@ -268,7 +289,8 @@ class ApiHandler(RequestHandler):
         error = kwargs.get("exc_info", (None, None, None))[1]
         if error is None:
             error = errors.GatewayError("Something went wrong here.")
-        refusal = as_refusal(error)
+        unknown_method = isinstance(error, HTTPError) and error.status_code == 405
+        refusal = self._not_allowed() if unknown_method else as_refusal(error)
         self.set_status(_status_of(refusal))
         if isinstance(refusal, errors.NotAllowed):
             self.set_header("Allow", ", ".join(sorted(self._allowed_methods())))
@@ -278,7 +300,7 @@ class ApiHandler(RequestHandler):
 
     def _allowed_methods(self) -> set[str]:
         methods = set(self.operations)
-        return methods | {"HEAD"} if "HEAD" in type(self).__dict__ else methods
+        return methods | {"HEAD"} if type(self).head is not RequestHandler.head else methods
 
     def log_exception(self, typ: Any, value: BaseException | None, tb: Any) -> None:
         refused = isinstance(value, errors.GatewayError | kernel_errors.KernelsError | HTTPError)
@@ -339,6 +361,8 @@ class NoSuchRoute(ApiHandler):
 
 def envelope(refusal: errors.GatewayError, request_id: str) -> ErrorView:
     details = {name: value for name, value in refusal.details.items() if value is not None}
+    if field_ := details.pop("field", None):
+        details.setdefault(field_, refusal.sentence.removeprefix(f"{field_}: "))
     return ErrorView(error=refusal.sentence, code=refusal.code, details=details, request_id=request_id)
 
 
@@ -356,7 +380,8 @@ def as_refusal(error: BaseException) -> errors.GatewayError:
         return errors.Invalid(f"{error.arg_name}: is missing.", field=error.arg_name)
     if isinstance(error, HTTPError) and 400 <= error.status_code < 500:
         kinds = {status: kind for kind, status in _STATUS.items()}
-        return kinds.get(error.status_code, errors.Malformed)(error.log_message or error.reason or "Not understood.")
+        sentence = error.log_message or error.reason or responses.get(error.status_code, "It can't be read")
+        return kinds.get(error.status_code, errors.Malformed)(f"{sentence}.")
     return errors.GatewayError("Something went wrong here.")
 
 
@@ -368,6 +393,36 @@ def _refusal(error: ValidationError) -> errors.GatewayError:
     found = error.errors(include_url=False, include_context=True, include_input=False)
     first = found[0]
     if first["type"] == "json_invalid":
-        return errors.Malformed(f"The body is not JSON: {first['ctx']['error']}.")
-    fields = {".".join(str(part) for part in one["loc"]) or "body": one["msg"] for one in found[:20]}
-    return errors.Invalid("; ".join(f"{name}: {why}" for name, why in fields.items()), **fields)
+        return _not_json(first["ctx"]["error"])
+    fields = {".".join(str(part) for part in one["loc"]) or "body": _why(one) for one in found[:20]}
+    refusal = errors.Invalid("; ".join(f"{name}: {why}" for name, why in fields.items()))
+    refusal.details.update(fields)  # a field may be called as an argument is
+    return refusal
+
+
+def _not_json(why: str) -> errors.Malformed:
+    place = _PLACE.fullmatch(why)
+    what, line, column = (place[1], int(place[2]), int(place[3])) if place else (why, None, None)
+    if "hex escape" in what:
+        what = "a lone surrogate, or half an escape,"
+    where = f" at line {line} column {column}" if place else ""
+    return errors.Malformed(f"The body is not JSON: {what}{where}.", line=line, column=column)
+
+
+def _why(one: ErrorDetails) -> str:
+    match one["type"]:
+        case "extra_forbidden":
+            return "is not known here, or is given under another name as well"
+        case "value_error":
+            return str(one["ctx"]["error"])
+        case _:
+            return one["msg"]
+
+
+def _host(url: str, *, with_port: bool = True) -> str:
+    """The host of a URL in small letters, empty if it has none that can be read."""
+    try:
+        parts = urlsplit(url)
+        return parts.netloc.lower() if with_port else parts.hostname or ""
+    except ValueError:
+        return ""

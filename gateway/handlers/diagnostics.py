@@ -1,16 +1,18 @@
 """Is it alive, is it ready, what does it count, what does a session use."""
 
 from importlib.metadata import version
+from typing import Literal
 
 from gateway import metrics
 from gateway.errors import GatewayError
 from gateway.handlers.base import ApiHandler, Operation
-from gateway.models.queries import Health, KernelsAnswer, LogsQuery, LogView, NoQuery, Ready, SessionMetrics
+from gateway.models.queries import Health, KernelsAnswer, LogsQuery, LogView, Ready, SessionMetrics
 
 
 class HealthHandler(ApiHandler):
     """GET /api/health: the process lives."""
 
+    takes_any_query = True
     operations = {"GET": Operation("The gateway lives", Health)}
 
     def get(self) -> None:
@@ -20,7 +22,10 @@ class HealthHandler(ApiHandler):
 class ReadyHandler(ApiHandler):
     """GET /api/ready: store and kernels are usable."""
 
-    operations = {"GET": Operation("Store and kernels are usable", Ready, also={503: "They are not"})}
+    takes_any_query = True
+    operations = {
+        "GET": Operation("Store and kernels are usable", Ready, also={503: "They are not"}, also_answers={503: Ready})
+    }
 
     async def get(self) -> None:
         services = self.services
@@ -37,9 +42,8 @@ class ReadyHandler(ApiHandler):
         ready = store == kernels == "ok"
         if not ready:
             self.set_header("Retry-After", "2")
-        answer = Ready(
-            status="ready" if ready else "not_ready", store=store, kernels=kernels, live_kernels=services.live.kernel_count
-        )
+        status: Literal["ready", "not_ready"] = "ready" if ready else "not_ready"
+        answer = Ready(status=status, store=store, kernels=kernels, live_kernels=services.live.kernel_count)
         self.send(answer, 200 if ready else 503)
 
 
@@ -49,17 +53,17 @@ class KernelsHandler(ApiHandler):
     operations = {"GET": Operation("Installed kernels", KernelsAnswer)}
 
     def get(self) -> None:
-        self.query(NoQuery)
         specs = self.services.sessions.kernelspecs()
-        self.send(KernelsAnswer(
-            default="python3",
-            kernels={name: {"display_name": spec.display_name, "language": spec.language} for name, spec in specs.items()},
-        ))  # fmt: skip
+        kernels = {
+            name: {"display_name": spec.display_name, "language": spec.language} for name, spec in specs.items()
+        }
+        self.send(KernelsAnswer(default="python3", kernels=kernels))
 
 
 class MetricsHandler(ApiHandler):
     """GET /metrics, for Prometheus."""
 
+    takes_any_query = True
     operations = {"GET": Operation("What the gateway counts, for Prometheus", "text/plain")}
 
     def get(self) -> None:
@@ -85,5 +89,4 @@ class SessionMetricsHandler(ApiHandler):
     operations = {"GET": Operation("What a session uses", SessionMetrics)}
 
     async def get(self, session_id: str) -> None:
-        self.query(NoQuery)
         self.send(SessionMetrics(**await self.services.sessions.metrics(self.session_id(session_id))))

@@ -12,6 +12,7 @@ _POLICY = "default-src 'none'; script-src 'self' 'nonce-{nonce}'; style-src 'non
 class OpenApiHandler(ApiHandler):
     """GET /api/openapi.json"""
 
+    takes_any_query = True
     operations = {"GET": Operation("This document", "application/json")}
 
     def get(self) -> None:
@@ -21,6 +22,7 @@ class OpenApiHandler(ApiHandler):
 class DocsHandler(ApiHandler):
     """GET /docs: the document as a page; it works without any other host."""
 
+    takes_any_query = True
     operations = {"GET": Operation("The API as a page", "text/html")}
 
     def get(self) -> None:
@@ -34,6 +36,7 @@ class DocsHandler(ApiHandler):
 class HomeHandler(ApiHandler):
     """GET /: for now the way to the docs."""
 
+    takes_any_query = True
     operations = {"GET": Operation("The way in", "text/html", 302)}
 
     def get(self) -> None:

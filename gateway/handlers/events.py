@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from gateway.errors import ExecutionNotFound, Malformed
 from gateway.handlers.base import ApiHandler, Operation, as_refusal, envelope
 from gateway.models.executions import RunRequest
-from gateway.models.queries import NoQuery
+from gateway.models.idempotency import KeptAnswer
 from gateway.services.journal import Journal
 from gateway.services.runs import Run
 
@@ -52,7 +52,10 @@ class EventHandler(ApiHandler):
             self.write(f"retry: {_RETRY_MS}\n\n")
 
     def _write_event(self, kind: str, data: Any, event_id: str) -> None:
-        body = data.model_dump_json() if isinstance(data, BaseModel) else json.dumps(data, ensure_ascii=False, default=str)
+        if isinstance(data, BaseModel):
+            body = data.model_dump_json()
+        else:
+            body = json.dumps(data, ensure_ascii=False, default=str)
         self.write(f"event: {kind}\nid: {event_id}\ndata: {body}\n\n")
 
     def last_event(self) -> tuple[str, int] | None:
@@ -107,11 +110,28 @@ class StreamHandler(RunEventHandler):
         session_id = self.session_id(session_id)
         if last := self.last_event():
             return await self.resume(session_id, *last)
+        if (key := self.request.headers.get("Idempotency-Key")) is not None:
+            return await self.resume(session_id, await self._begun_once(session_id, key), 0)
         executions = self.services.executions
         async with executions.open(session_id, self.body(RunRequest), self.caller, interactive=True) as run:
             self.set_header("X-Execution-Id", run.id)
             await self.follow_run(run, 0)
         return None
+
+    async def _begun_once(self, session_id: str, key: str) -> str:
+        """The run that the first request under this key began; it goes on whoever leaves, and can be followed again."""
+        execution_id = ""
+
+        async def begin() -> KeptAnswer:
+            nonlocal execution_id
+            begun = await self.services.executions.start(session_id, self.body(RunRequest), self.caller)
+            execution_id = begun.execution_id
+            return self.keep(execution_id.encode(), 200, "text/plain")
+
+        kept = await self.services.idempotency.once(self.caller, self.request.path, key, self.raw_body, begin)
+        execution_id = execution_id if kept is None else kept.body.decode()
+        self.set_header("X-Execution-Id", execution_id)
+        return execution_id
 
 
 class ExecutionEventsHandler(RunEventHandler):
@@ -120,7 +140,6 @@ class ExecutionEventsHandler(RunEventHandler):
     operations = {"GET": Operation("Stream the events of a run", "text/event-stream")}
 
     async def get(self, session_id: str, execution_id: str) -> None:
-        self.query(NoQuery)
         last = self.last_event()
         await self.resume(self.session_id(session_id), execution_id, last[1] if last else 0)
 
@@ -131,7 +150,6 @@ class SessionEventsHandler(EventHandler):
     operations = {"GET": Operation("Stream state moves, and outputs that belong to no answer", "text/event-stream")}
 
     async def get(self, session_id: str) -> None:
-        self.query(NoQuery)
         live = await self.services.sessions.hold(self.session_id(session_id), self.caller, create=False)
         last = self.last_event()
         self._begin()

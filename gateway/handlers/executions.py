@@ -12,7 +12,7 @@ class RunHandler(ApiHandler):
 
     operations = {
         "POST": Operation("Run code; failing code is a result, not an error", RunAnswer, body=RunRequest,
-                          body_required=False, also={202: "Begun in the background"}),
+                          body_required=False, also={202: "Begun in the background"}, also_answers={202: Accepted}),
     }  # fmt: skip
 
     async def post(self, session_id: str) -> None:
@@ -62,11 +62,9 @@ class ExecutionHandler(ApiHandler):
     }
 
     async def get(self, session_id: str, execution_id: str) -> None:
-        self.query(NoQuery)
         self.send(await self.services.executions.get(self.session_id(session_id), execution_id))
 
     async def delete(self, session_id: str, execution_id: str) -> None:
-        self.query(NoQuery)
         self.send(await self.services.executions.cancel(self.session_id(session_id), execution_id))
 
 

@@ -6,12 +6,17 @@ import re
 from collections.abc import AsyncIterator
 from urllib.parse import quote
 
-from gateway.handlers.base import ApiHandler, Operation
-from gateway.models.queries import ArchiveUnpacked, FileDeleted, FileList, FilesQuery, FileView, MoveFile, NoQuery
+from gateway.errors import Invalid
+from gateway.handlers.base import ApiHandler, Operation, envelope
+from gateway.models.queries import ArchiveUnpacked, FileDeleted, FileList, FilesQuery, FileView, MoveFile
 from kernels.engine import FileInfo
 
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 _PIECES_AHEAD = 8
+
+
+class NoSuchPart(Invalid):
+    code = "no_such_part"
 
 
 def view(info: FileInfo) -> FileView:
@@ -37,7 +42,6 @@ class UploadHandler(ApiHandler):
     def prepare(self) -> None:
         super().prepare()
         if self.request.method == "PUT":
-            self.query(NoQuery)
             self._receiving = asyncio.create_task(self.receive(self._incoming(), **self.path_kwargs))
 
     async def receive(self, pieces: AsyncIterator[bytes], **path: str) -> None:
@@ -100,20 +104,19 @@ class FileHandler(UploadHandler):
         await self.get(session_id, path)
 
     async def get(self, session_id: str, path: str) -> None:
-        self.query(NoQuery)
         workspace = await self.services.sessions.files(self.session_id(session_id))
         info = await workspace.info(path)
         self.set_header("ETag", info.etag)
         self.set_header("Last-Modified", info.modified_at)
         self.set_header("Accept-Ranges", "bytes")
         self.set_header("Cache-Control", "no-cache")
-        if self.request.headers.get("If-None-Match") == info.etag:
+        if self.check_etag_header():
             self.set_status(304)
             return
         span = self._span(info)
         if span is None:
-            self.set_status(416)
             self.set_header("Content-Range", f"bytes */{info.size}")
+            self.send(envelope(NoSuchPart(f"The file has {info.size} bytes."), self.request_id), 416)
             return
         start, end = span
         self.set_header("Content-Type", mimetypes.guess_type(path)[0] or "application/octet-stream")
@@ -148,7 +151,6 @@ class FileHandler(UploadHandler):
         self.send(view(info), 201)
 
     async def delete(self, session_id: str, path: str) -> None:
-        self.query(NoQuery)
         workspace = await self.services.sessions.files(self.session_id(session_id))
         await workspace.delete(path)
         self.send(FileDeleted(path=path))
@@ -174,7 +176,6 @@ class ArchiveHandler(UploadHandler):
     }
 
     async def get(self, session_id: str) -> None:
-        self.query(NoQuery)
         session_id = self.session_id(session_id)
         workspace = await self.services.sessions.files(session_id)
         self.set_header("Content-Type", "application/zstd")

@@ -4,7 +4,7 @@ import json
 
 from gateway.handlers.base import ApiHandler, Operation
 from gateway.models.queries import (
-    CompleteRequest, InspectRequest, IsCompleteRequest, KernelReply, NoQuery, SetVariable, VariableQuery, VariablesQuery,
+    CompleteRequest, InspectRequest, IsCompleteRequest, KernelReply, SetVariable, VariableQuery, VariablesQuery,
 )  # fmt: skip
 
 
@@ -40,7 +40,6 @@ class VariableHandler(ApiHandler):
         self.send_json(json.dumps(await self.services.introspection.set_variable(self.session_id(session_id), name, value)))
 
     async def delete(self, session_id: str, name: str) -> None:
-        self.query(NoQuery)
         self.send_json(json.dumps(await self.services.introspection.delete_variable(self.session_id(session_id), name)))
 
 

@@ -52,7 +52,8 @@ def document(routes: Iterable[tuple[str, type[Any]]]) -> dict[str, Any]:
 def _models(operations: Iterable[Operation]) -> list[tuple[type[BaseModel], Any]]:
     found: dict[tuple[type[BaseModel], str], None] = {(ErrorView, "serialization"): None}
     for operation in operations:
-        for part, mode in ((operation.body, "validation"), (operation.answer, "serialization")):
+        answers = [(answer, "serialization") for answer in (operation.answer, *operation.also_answers.values())]
+        for part, mode in ((operation.body, "validation"), *answers):
             if isinstance(part, type):
                 found[part, mode] = None
     return list(found)
@@ -89,7 +90,10 @@ def _responses(operation: Operation, refs: dict[Any, Any]) -> dict[str, Any]:
     responses = {str(operation.status): fine}
     refusal = {"application/json": {"schema": refs[ErrorView, "serialization"]}}
     for status, why in {**_ERRORS, **operation.also}.items():
-        responses.setdefault(str(status), {"description": why} | ({"content": refusal} if status >= 400 else {}))
+        content = refusal if status >= 400 else {}
+        if answer := operation.also_answers.get(status):
+            content = _content(answer, "serialization", refs)
+        responses.setdefault(str(status), {"description": why} | ({"content": content} if content else {}))
     return dict(sorted(responses.items()))
 
 

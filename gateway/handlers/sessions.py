@@ -19,7 +19,6 @@ class SessionsHandler(ApiHandler):
     }  # fmt: skip
 
     async def post(self) -> None:
-        self.query(NoQuery)
         session = await self.services.sessions.create(self.body(CreateSession), self.caller)
         self.send(self.view(session), 201)
 
@@ -46,7 +45,6 @@ class SessionHandler(ApiHandler):
     }
 
     async def get(self, session_id: str) -> None:
-        self.query(NoQuery)
         self.send(self.view(await self.services.sessions.get(self.session_id(session_id))))
 
     async def put(self, session_id: str) -> None:
@@ -84,7 +82,6 @@ class LabelsHandler(ApiHandler):
     }
 
     async def get(self, session_id: str) -> None:
-        self.query(NoQuery)
         self.send(LabelMap((await self.services.sessions.get(self.session_id(session_id))).labels))
 
     async def put(self, session_id: str) -> None:
@@ -114,7 +111,6 @@ class CodeHandler(ApiHandler):
     }
 
     async def get(self, session_id: str) -> None:
-        self.query(NoQuery)
         self.send(CodeView(code=await self.services.sessions.get_code(self.session_id(session_id))))
 
     async def put(self, session_id: str) -> None:

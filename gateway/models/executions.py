@@ -3,7 +3,7 @@
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AliasChoices, BaseModel, Field, StringConstraints, model_validator
+from pydantic import AliasChoices, BaseModel, Field, StringConstraints, ValidationInfo, field_validator
 
 from gateway.models.base import Answer, JsonMap, Request, Text, Utc
 from gateway.models.sessions import Env, KernelName, PositiveSeconds
@@ -31,11 +31,12 @@ class _Timed(Request):
     def timeout_s(self) -> float | None:
         return self.timeout_ms / 1000 if self.timeout_ms is not None else self.timeout
 
-    @model_validator(mode="after")
-    def _one_timeout(self) -> Self:
-        if self.timeout is not None and self.timeout_ms is not None:
+    @field_validator("timeout_ms")
+    @classmethod
+    def _one_timeout(cls, timeout_ms: float | None, info: ValidationInfo) -> float | None:
+        if timeout_ms is not None and info.data.get("timeout") is not None:
             raise ValueError("give timeout or timeout_ms, not both")
-        return self
+        return timeout_ms
 
 
 class RunRequest(_Timed):

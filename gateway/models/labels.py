@@ -123,7 +123,7 @@ def parse_json_filter(text: str) -> tuple[Requirement, ...]:
     """`{"project": "demo"}`: all must match. Raises `Invalid`."""
     try:
         labels = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Invalid(f"labels: is not JSON: {error}.", field="labels") from None
     if not isinstance(labels, dict) or not all(isinstance(value, str) for value in labels.values()):
         raise Invalid('labels: must be a JSON object of strings, such as {"project": "demo"}.', field="labels")

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationInfo, field_validator
 
 from gateway.models.base import Answer, Json, Request, Text, Utc
 from gateway.models.labels import parse_json_filter, parse_selector
@@ -114,6 +114,13 @@ class SetVariable(Request):
 class CompleteRequest(Request):
     code: Text
     cursor_pos: Annotated[int, Field(ge=0)] | None = None
+
+    @field_validator("cursor_pos")
+    @classmethod
+    def _in_the_code(cls, cursor_pos: int | None, info: ValidationInfo) -> int | None:
+        if cursor_pos is not None and cursor_pos > len(info.data.get("code", "")):
+            raise ValueError("is beyond the end of the code")
+        return cursor_pos
 
 
 class InspectRequest(CompleteRequest):

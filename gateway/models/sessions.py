@@ -3,15 +3,25 @@
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, RootModel, StringConstraints
+from pydantic import (
+    AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, RootModel, StringConstraints, WithJsonSchema,
+)  # fmt: skip
 
 from gateway.models.base import Answer, JsonMap, Request, Text, Utc
 from gateway.models.labels import Labels
 from gateway.states import State
 
-SessionId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:\-]{0,127}\z")]
+SessionId = Annotated[
+    str,
+    StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:\-]{0,127}\z"),
+    WithJsonSchema({"type": "string", "pattern": r"^[A-Za-z0-9][A-Za-z0-9_.:\-]{0,127}$"}),  # where `\z` is not known
+]
 Name = Annotated[Text, StringConstraints(min_length=1, max_length=256)]
-KernelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._\-]{0,127}\z")]
+KernelName = Annotated[
+    str,
+    StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._\-]{0,127}\z"),
+    WithJsonSchema({"type": "string", "pattern": r"^[A-Za-z0-9][A-Za-z0-9._\-]{0,127}$"}),
+]
 PositiveSeconds = Annotated[float, Field(gt=0, le=31_536_000)]
 
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,255}")
@@ -65,7 +75,9 @@ class Setup(Request):
 
     pip: list[Annotated[Text, StringConstraints(min_length=1, max_length=512)]] = Field(default=[], max_length=256)
     npm: list[Annotated[Text, StringConstraints(min_length=1, max_length=512)]] = Field(default=[], max_length=256)
-    commands: list[Annotated[Text, StringConstraints(min_length=1, max_length=65_536)]] = Field(default=[], max_length=256)
+    commands: list[Annotated[Text, StringConstraints(min_length=1, max_length=65_536)]] = Field(
+        default=[], max_length=256
+    )
 
 
 class SessionAgent(BaseModel):
@@ -176,6 +188,7 @@ class SessionView(Answer):
     language: str
     kernel: str
     image_id: str | None
+    image_found: bool | None
     persistent: bool
     labels: dict[str, str]
     data: dict[str, Any]

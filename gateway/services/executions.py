@@ -9,7 +9,6 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -36,7 +35,7 @@ from kernels.outputs import error_of
 log = logging.getLogger(__name__)
 
 _REMEMBERED_RUNS = 500
-_REMEMBERED_BYTES = 64 * 2**20
+_REMEMBERED_BYTES = 32 * 2**20
 
 
 class ExecutionService:
@@ -133,8 +132,11 @@ class ExecutionService:
             self._spawn(self._work(live))
         return run
 
-    def _forget_old(self) -> None:
-        """Keep the events of the runs that ended last, within bounds; their records are in the store."""
+    def _forget_old(self, ended: Run) -> None:
+        """Keep the events of the streams that ended last, within bounds; the records of all runs are in the store."""
+        if not ended.followable:
+            del self._recent[ended.id]
+            self._recent_bytes -= ended.journal.size_bytes
         for run in list(self._recent.values()):
             if len(self._recent) <= _REMEMBERED_RUNS and self._recent_bytes <= _REMEMBERED_BYTES:
                 return
@@ -171,7 +173,7 @@ class ExecutionService:
         live.move(State.BUSY)
         record = run.record
         record.status, record.started_at = Status.RUNNING, now()
-        self._keep(live, record.model_copy())
+        live.outbox.execution(record.model_copy())
         run.journal.add("start", {"execution_id": run.id, "session_id": record.session_id, "code": record.code})
         began = time.perf_counter()
         status, error_, kept = await self._run_cell(kernel, run)
@@ -232,7 +234,7 @@ class ExecutionService:
                 live.move(State.ERROR, error.evalue if error else None, changes=changes)
         else:
             live.change(changes)
-        self._keep(live, record)
+        live.outbox.execution(record)
         run.answer = RunAnswer.after(record, live.session.data, live.session.state)
         self._metrics.runs.labels(status.value).inc()
         self._metrics.run_seconds.observe((record.duration_ms or 0) / 1000)
@@ -240,10 +242,7 @@ class ExecutionService:
         run.journal.close()
         run.finished.set()
         self._recent_bytes += run.journal.size_bytes
-        self._forget_old()
-
-    def _keep(self, live: LiveSession, record: Execution) -> None:
-        live.outbox.put(partial(self._store.put_execution, record))
+        self._forget_old(run)
 
     # Looking back
 

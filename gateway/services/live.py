@@ -18,8 +18,8 @@ import zmq.asyncio
 from gateway.config import Settings
 from gateway.errors import Conflict, Exhausted, GatewayError, NoRoom, SessionNotFound
 from gateway.metrics import Metrics
-from gateway.models.base import iso, now
-from gateway.models.sessions import Session, size_bytes
+from gateway.models.base import now
+from gateway.models.sessions import Move, Session, size_bytes
 from gateway.services.journal import Journal
 from gateway.services.recorder import Recorder, Spawn
 from gateway.services.runs import Run
@@ -63,7 +63,7 @@ class LiveSession:
         self.current: Run | None = None
         self.closing: str | None = None
         self.active_at = time.monotonic()
-        self.outbox = tools.recorder.outbox(self._lost)
+        self.outbox = tools.recorder.outbox(session.uid, tools.settings.gateway_id, self._lost)
         self._tools = tools
         self._check_room = room
         self._gone = gone
@@ -99,31 +99,24 @@ class LiveSession:
 
     def move(self, after: State, reason: str | None = None, changes: SessionChanges = NO_CHANGES) -> None:
         """Move the document, tell who listens, and have the store follow. Raises `IllegalMove`."""
-        before, at, uid = self.session.state, now(), self.uid
-        check_move(before, after)
+        move = Move(before=self.session.state, after=after, reason=reason, at=now())
+        check_move(self.session.state, after)
         self.session = changes.apply(self.session).model_copy(
-            update={"state": after, "state_reason": reason, "updated_at": at}
+            update={"state": after, "state_reason": reason, "updated_at": move.at}
         )
-        self.events.add("state", {"before": before, "after": after, "reason": reason, "at": iso(at)})
-        tools = self._tools
-        self.outbox.put(
-            lambda: tools.store.move_session(
-                uid, before, after, at, reason=reason, changes=changes, holder=tools.settings.gateway_id
-            )
-        )
+        self.events.add("state", move)
+        self.outbox.move(move, changes)
 
     def change(self, changes: SessionChanges) -> None:
         """Change the document here now, and in the store behind."""
-        at, uid, store = now(), self.uid, self._tools.store
+        at = now()
         self.session = changes.apply(self.session).model_copy(update={"updated_at": at})
-        self.outbox.put(lambda: store.update_session(uid, changes, at))
+        self.outbox.change(changes, at)
 
-    def settle(self, reason: str = "Its kernel is gone; files are kept, variables are not.") -> None:
+    def settle(self, reason: str | None = None) -> None:
         """Make the state true for a session whose kernel is not running."""
-        if self.session.state is State.READY:
-            self.move(State.IDLE, reason)
-        elif self.session.state is State.BUSY:
-            self.move(State.ERROR, "The gateway stopped while a run was under way.")
+        if move := settlement(self.session.state):
+            self.move(move.after, reason or move.reason)
 
     def _lost(self, error: GatewayError) -> None:
         if self.closing is None:
@@ -310,6 +303,15 @@ class LiveSession:
             return
         if event := Outputs(_STRAY_BYTES).add(message):
             self.events.add(event.kind, {**event.data, "execution_id": message.parent_id}, event.size_bytes)
+
+
+def settlement(state: State) -> Move | None:
+    """The move that makes the state of a session true whose kernel is gone; None if it is true already."""
+    if state is State.READY:
+        return Move(before=state, after=State.IDLE, reason="Its kernel is gone; files are kept, variables are not.", at=now())
+    if state is State.BUSY:
+        return Move(before=state, after=State.ERROR, reason="The gateway stopped while a run was under way.", at=now())
+    return None
 
 
 class Live:

@@ -4,19 +4,19 @@ Each method is atomic, speaks in our models and raises our errors: `StoreAway` w
 can't be reached, in which case the caller may repeat the very same call without harm.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
 
-from gateway.errors import Conflict, StoreAway
+from gateway.errors import IllegalMove, Conflict, StoreAway
 from gateway.models.audit import AuditLine
 from gateway.models.executions import Execution
 from gateway.models.idempotency import KeptAnswer
 from gateway.models.pages import Page, PageRequest, SessionFilter
 from gateway.models.sessions import Move, Session
-from gateway.states import State
+from gateway.states import check_move
 
 
 class StateChanged(Conflict):
@@ -52,7 +52,37 @@ class SessionChanges:
         return session.model_copy(update=changed)
 
 
+    def then(self, later: "SessionChanges") -> "SessionChanges":
+        """One change that does what this one and then `later` would do."""
+        replace, merge, add = dict(self.replace), dict(self.merge), dict(self.add)
+        for name, changes in later.merge.items():
+            if name in replace:
+                replace[name] = {k: v for k, v in {**replace[name], **changes}.items() if v is not None}
+            else:
+                merge[name] = {**merge.get(name, {}), **changes}
+        for name, value in later.replace.items():
+            merge.pop(name, None)
+            add.pop(name, None)
+            replace[name] = value
+        for name, amount in later.add.items():
+            if name in replace:
+                replace[name] += amount
+            else:
+                add[name] = add.get(name, 0) + amount
+        return SessionChanges(replace, merge, add)
+
+
 NO_CHANGES = SessionChanges()
+MOST_MOVES = 8
+
+
+def check_moves(moves: Sequence[Move]) -> None:
+    """Raise `IllegalMove` unless every move is legal and begins where the one before it led."""
+    for number, move in enumerate(moves):
+        before = move.before if number == 0 else moves[number - 1].after
+        if move.before is None or move.before != before:
+            raise IllegalMove(str(before), move.after)
+        check_move(move.before, move.after)
 
 
 class Store(Protocol):
@@ -85,20 +115,14 @@ class Store(Protocol):
         ...
 
     async def move_session(
-        self,
-        uid: str,
-        before: State,
-        after: State,
-        at: datetime,
-        *,
-        reason: str | None = None,
-        changes: SessionChanges = NO_CHANGES,
-        holder: str | None = None,
+        self, uid: str, *moves: Move, changes: SessionChanges = NO_CHANGES, holder: str | None = None
     ) -> Session:
-        """Change the state, only if it is still `before` (and still held by `holder`, when one is given).
+        """Change the state along one or more moves, each from where the one before it led.
 
-        The move, its line in `list_moves` and `changes` happen together; `state_reason` becomes `reason`.
-        Raises `IllegalMove`, `StateChanged` if another came first, `SessionNotFound` if not live.
+        Only if the state is still where the first begins (and it is still held by `holder`, when one is given).
+        The moves, their lines in `list_moves` and `changes` happen together; the last reason becomes `state_reason`,
+        the last time `updated_at`. At most `MOST_MOVES` at once.
+        Raises `IllegalMove`, `Conflict` (code `state_changed`) if another came first, `SessionNotFound`.
         """
         ...
 

@@ -5,6 +5,7 @@ whose answer got lost, may have happened all the same. A document carries its la
 line are one write; they are copied to `moves` some at a time.
 """
 
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
 
@@ -16,8 +17,8 @@ from gateway.errors import SessionExists, SessionHeld, SessionNotFound, SessionP
 from gateway.models.base import iso
 from gateway.models.pages import Page, PageRequest, Position, SessionFilter, decode, digest
 from gateway.models.sessions import Move, Session
-from gateway.states import State, check_move
-from gateway.stores.base import NO_CHANGES, SessionChanges, StateChanged
+from gateway.states import State
+from gateway.stores.base import MOST_MOVES, NO_CHANGES, SessionChanges, StateChanged, check_moves
 from gateway.stores.mongo_reach import Reach, insert_missing
 from gateway.stores.mongo_schema import (
     Document,
@@ -30,8 +31,8 @@ from gateway.stores.mongo_schema import (
 )
 from gateway.stores.paging import AFTER_ALL, cut, offset
 
-_REMEMBERED = 16  # attempts and moves that a document carries
-_COPIED_AT_ONCE = 8
+_COPIED_AT_ONCE = MOST_MOVES
+_REMEMBERED = 2 * _COPIED_AT_ONCE  # attempts and moves that a document carries
 _NEWEST = [("created_at", DESCENDING), ("_id", DESCENDING)]
 
 
@@ -80,32 +81,25 @@ class MongoSessions(Reach):
         return load_session(document)
 
     async def move_session(
-        self,
-        uid: str,
-        before: State,
-        after: State,
-        at: datetime,
-        *,
-        reason: str | None = None,
-        changes: SessionChanges = NO_CHANGES,
-        holder: str | None = None,
+        self, uid: str, *moves: Move, changes: SessionChanges = NO_CHANGES, holder: str | None = None
     ) -> Session:
-        check_move(before, after)
-        query: Document = {"live": True, "state": before.value} | ({"holder": holder} if holder is not None else {})
-        fields: Document = {"state": after.value, "state_reason": reason, "updated_at": iso(at)}
-        move = _move(before, after, reason, at)
+        check_moves(moves)
+        before, last = str(moves[0].before), moves[-1]
+        query: Document = {"live": True, "state": before} | ({"holder": holder} if holder is not None else {})
+        fields: Document = {"state": last.after.value, "state_reason": last.reason, "updated_at": iso(last.at)}
+        lines = [_move(move.before, move.after, move.reason, move.at) for move in moves]
 
         async def work() -> Document | None:
-            document = await self._change(uid, attempt, query, changes, fields, move)
+            document = await self._change(uid, attempt, query, changes, fields, lines)
             return document or await self._collection("sessions").find_one({"_id": uid, "live": True})
 
-        with self._attempts.attempt("move", uid, at, details=(before, after, reason, changes, holder)) as attempt:
+        with self._attempts.attempt("move", uid, last.at, details=(lines, changes, holder)) as attempt:
             document = await self._reach(work)
         if document is None:
             raise SessionNotFound(uid)
         if attempt not in document["attempts"]:
             raise StateChanged(document["id"], before)
-        if document["move_count"] % _COPIED_AT_ONCE == 0:
+        if document["move_count"] % _COPIED_AT_ONCE < len(moves):
             with suppress(StoreAway):  # the move is made; its document carries the lines until next time
                 await self._reach(lambda: self._copy_moves(document))
         return load_session(document)
@@ -227,15 +221,15 @@ class MongoSessions(Reach):
         query: Document,
         changes: SessionChanges,
         fields: Document,
-        move: Document | None = None,
+        moves: Sequence[Document] = (),
     ) -> Document | None:
         """The document after the change, or as it is if this attempt has succeeded before; None if `query` fails."""
         sessions = self._collection("sessions")
         wanted: Document = {"_id": uid, "attempts": {"$ne": attempt}, **query}
-        added: Document = {"version": 1} | ({"move_count": 1} if move else {})
+        added: Document = {"version": 1} | ({"move_count": len(moves)} if moves else {})
         pushed: Document = {"attempts": {"$each": [attempt], "$slice": -_REMEMBERED}}
-        if move:
-            pushed["last_moves"] = {"$each": [move], "$slice": -_REMEMBERED}
+        if moves:
+            pushed["last_moves"] = {"$each": list(moves), "$slice": -_REMEMBERED}
         while True:
             if changes.merge:  # needs the maps as they are: compare and set, until nobody comes between
                 old = await sessions.find_one(wanted)

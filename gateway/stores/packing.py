@@ -8,6 +8,8 @@ import json
 import math
 import sys
 
+from pydantic_core import PydanticSerializationError
+
 from gateway.models.executions import Execution, Status
 from gateway.models.pages import PageRequest
 
@@ -31,8 +33,11 @@ def rank(execution: Execution) -> int:
 
 def dump_execution(execution: Execution) -> bytes:
     """Outputs may hold lone surrogates, which JSON can escape but pydantic refuses to write."""
-    head = execution.model_dump_json(exclude={"outputs"})
-    return f'{head[:-1]},"outputs":{json.dumps(execution.outputs)}}}'.encode()
+    try:
+        return execution.model_dump_json().encode()
+    except PydanticSerializationError:
+        head = execution.model_dump_json(exclude={"outputs"})
+        return f'{head[:-1]},"outputs":{json.dumps(execution.outputs)}}}'.encode()
 
 
 def load_execution(packed: bytes) -> Execution:

@@ -27,8 +27,7 @@ from gateway.models.executions import Execution
 from gateway.models.idempotency import KeptAnswer
 from gateway.models.pages import Page, PageRequest, Position, SessionFilter, decode, digest
 from gateway.models.sessions import Move, Session
-from gateway.states import State, check_move
-from gateway.stores.base import NO_CHANGES, SessionChanges, StateChanged, StoreClosed
+from gateway.stores.base import NO_CHANGES, SessionChanges, StateChanged, StoreClosed, check_moves
 from gateway.stores.packing import (
     Filling,
     dump_execution,
@@ -121,25 +120,19 @@ class SqliteStore:
         return await self._write(work)
 
     async def move_session(
-        self,
-        uid: str,
-        before: State,
-        after: State,
-        at: datetime,
-        *,
-        reason: str | None = None,
-        changes: SessionChanges = NO_CHANGES,
-        holder: str | None = None,
+        self, uid: str, *moves: Move, changes: SessionChanges = NO_CHANGES, holder: str | None = None
     ) -> Session:
-        check_move(before, after)
+        check_moves(moves)
+        first, last = moves[0], moves[-1]
 
         def work(connection: sqlite3.Connection) -> Session:
             session = live_session(connection, uid)
-            if session.state != before or holder not in (None, session.holder):
-                raise StateChanged(session.id, before)
-            write_move(connection, uid, before, after, reason, at)
+            if session.state != first.before or holder not in (None, session.holder):
+                raise StateChanged(session.id, str(first.before))
+            for move in moves:
+                write_move(connection, uid, move.before, move.after, move.reason, move.at)
             return replace_session(
-                connection, session, changes.apply(session), state=after, state_reason=reason, updated_at=at
+                connection, session, changes.apply(session), state=last.after, state_reason=last.reason, updated_at=last.at
             )
 
         return await self._write(work)

@@ -45,17 +45,13 @@ class Budgets:
         while len(self._left) > _REMEMBERED_RUNS:
             self._left.popitem(last=False)
 
-    def take(self, msg_id: str | None, size: int) -> int:
-        """How much of `size` may be published."""
-        left = self._left.get(msg_id) if msg_id else None
-        if left is None:
-            return size
-        taken = min(left, size)
-        self._left[msg_id] = left - taken  # type: ignore[index]
-        return taken
-
-    def limit(self, msg_id: str | None) -> int | None:
+    def left(self, msg_id: str | None) -> int | None:
+        """None is without limit."""
         return self._left.get(msg_id) if msg_id else None
+
+    def spend(self, msg_id: str | None, size: int) -> None:
+        if msg_id in self._left:
+            self._left[msg_id] -= size
 
 
 budgets = Budgets()
@@ -64,25 +60,52 @@ budgets = Budgets()
 class BoundedStream(OutStream):
     """sys.stdout and sys.stderr, in pieces, within the run's budget, in the order written."""
 
-    _unsent = 0
+    _unsent = 0  # characters since the last flush
+    _room = 0  # how many more may come before this must be looked at again
+    _parent: Any = None  # the run that `_room` is for
     _last_written: BoundedStream | None = None
 
     def write(self, string: str) -> int | None:  # type: ignore[override]
         if not isinstance(string, str):
             raise TypeError(f"write() argument must be str, not {type(string)}")
         length = len(string)
-        allowed = budgets.take(self.parent_header.get("msg_id"), length)
-        if allowed < length:
-            string = string[:allowed]
-        if string:
-            self._flush_other()
-            for start in range(0, len(string), _PIECE):
-                piece = string[start : start + _PIECE]
-                super().write(piece)
-                self._unsent += len(piece)
-                if self._unsent >= _PIECE:
-                    self.flush()
+        # Most writes are short and follow each other: they take this way, which is nearly as fast as the stock one.
+        if length <= self._room and self.parent_header is self._parent and BoundedStream._last_written is self:
+            self._room -= length
+            self._unsent += length
+            super().write(string)
+        else:
+            self._write_pieces(string)
         return length
+
+    def _write_pieces(self, string: str) -> None:
+        self._flush_other()
+        if self._unsent >= _PIECE:
+            self.flush()
+        self._settle(self.parent_header)
+        at = 0
+        while at < len(string):
+            piece = string[at : at + self._room]
+            if not piece:
+                return  # the run has published all that it may
+            super().write(piece)
+            at += len(piece)
+            self._room -= len(piece)
+            self._unsent += len(piece)
+            if self._unsent >= _PIECE:
+                self.flush()
+            self._settle(self.parent_header)
+
+    def _settle(self, parent: Any) -> None:
+        """Charge what was written to its run, and find out how much may come."""
+        if self._parent is not None:
+            budgets.spend(self._parent.get("msg_id"), self._granted - self._room)
+        left = budgets.left(parent.get("msg_id"))
+        piece = max(_PIECE - self._unsent, 0)
+        self._parent = parent
+        self._granted = self._room = piece if left is None else min(left, piece)
+
+    _granted = 0
 
     def flush(self) -> None:
         self._unsent = 0
@@ -104,8 +127,10 @@ class BoundedSession(Session):
         if header.get("msg_type") not in ("display_data", "update_display_data", "execute_result", "error"):
             return frames
         size = sum(len(frame) for frame in frames)
-        left = budgets.limit(msg.get("parent_header", {}).get("msg_id"))
+        run_id = msg.get("parent_header", {}).get("msg_id")
+        left = budgets.left(run_id)
         if left is None or size <= max(left, 100_000):
+            budgets.spend(run_id, min(size, left or 0))
             return frames
         return super().serialize({**msg, "content": self._shortened(header["msg_type"], msg["content"], size)}, ident)
 

@@ -34,7 +34,7 @@ from gateway.models.executions import Execution, RunError, Status
 from gateway.models.idempotency import KeptAnswer
 from gateway.models.labels import parse_selector
 from gateway.models.pages import Page, PageRequest, SessionFilter
-from gateway.models.sessions import Resources, Session, SessionAgent, Setup
+from gateway.models.sessions import Move, Resources, Session, SessionAgent, Setup
 from gateway.states import State
 from gateway.stores.base import SessionChanges, StateChanged, Store
 from gateway.stores.mongo import MongoStore
@@ -214,7 +214,7 @@ async def test_what_is_not_live_can_be_neither_updated_nor_moved_nor_claimed_nor
         with pytest.raises(SessionNotFound):
             await store.update_session(uid, SessionChanges(merge={"data": {"x": 1}}), T0)
         with pytest.raises(SessionNotFound):
-            await store.move_session(uid, State.INIT, State.READY, T0)
+            await store.move_session(uid, Move(before=State.INIT, after=State.READY, at=T0))
         with pytest.raises(SessionNotFound):
             await store.claim_session(uid, "g1", LONG_AGO)
         with pytest.raises(SessionNotFound):
@@ -228,12 +228,12 @@ async def test_a_move_changes_state_reason_and_fields_together(store: Store) -> 
     session = await created(store)
     changes = SessionChanges(replace={"last_run_at": later(1)}, merge={"data": {"x": 1}}, add={"run_count": 1})
 
-    moved = await store.move_session(session.uid, State.INIT, State.READY, later(1), reason="started", changes=changes)
+    moved = await store.move_session(session.uid, Move(before=State.INIT, after=State.READY, at=later(1), reason="started"), changes=changes)
 
     assert moved == await store.get_session("demo")
     assert (moved.state, moved.state_reason, moved.updated_at) == (State.READY, "started", later(1))
     assert (moved.last_run_at, moved.data, moved.run_count) == (later(1), {"x": 1}, 1)
-    again = await store.move_session(session.uid, State.READY, State.BUSY, later(2))
+    again = await store.move_session(session.uid, Move(before=State.READY, after=State.BUSY, at=later(2)))
     assert (again.state, again.state_reason) == (State.BUSY, None)
 
 
@@ -241,7 +241,7 @@ async def test_every_move_is_listed_newest_first(store: Store) -> None:
     session = await created(store)
     states = [State.INIT, *[State.READY, State.BUSY] * 20, State.ERROR]
     for number, (before, after) in enumerate(pairwise(states)):
-        await store.move_session(session.uid, before, after, later(number), reason=f"r{number}")
+        await store.move_session(session.uid, Move(before=before, after=after, at=later(number), reason=f"r{number}"))
 
     moves = (await store.list_moves(session.uid, ALL)).items
 
@@ -256,7 +256,7 @@ async def test_of_fifty_moves_at_the_same_instant_one_wins(store: Store) -> None
     session = await created(store, state=State.READY)
 
     results = await asyncio.gather(
-        *(store.move_session(session.uid, State.READY, State.BUSY, later()) for _ in range(50)), return_exceptions=True
+        *(store.move_session(session.uid, Move(before=State.READY, after=State.BUSY, at=later())) for _ in range(50)), return_exceptions=True
     )
 
     assert outcomes(results, StateChanged) == (1, 49)
@@ -268,7 +268,7 @@ async def test_of_fifty_moves_that_also_merge_one_wins(store: Store) -> None:
     changes = [SessionChanges(merge={"data": {"winner": n}}) for n in range(50)]
 
     results = await asyncio.gather(
-        *(store.move_session(session.uid, State.READY, State.BUSY, later(), changes=one) for one in changes),
+        *(store.move_session(session.uid, Move(before=State.READY, after=State.BUSY, at=later()), changes=one) for one in changes),
         return_exceptions=True,
     )
 
@@ -281,7 +281,7 @@ async def test_an_illegal_move_changes_nothing(store: Store) -> None:
     session = await created(store)
 
     with pytest.raises(IllegalMove):
-        await store.move_session(session.uid, State.INIT, State.BUSY, later())
+        await store.move_session(session.uid, Move(before=State.INIT, after=State.BUSY, at=later()))
 
     assert await store.get_session("demo") == session
 
@@ -290,7 +290,7 @@ async def test_a_move_from_a_state_that_is_over_is_a_conflict(store: Store) -> N
     session = await created(store, state=State.READY)
 
     with pytest.raises(Conflict) as caught:
-        await store.move_session(session.uid, State.BUSY, State.READY, later())
+        await store.move_session(session.uid, Move(before=State.BUSY, after=State.READY, at=later()))
 
     assert caught.value.code == "state_changed"
 
@@ -300,8 +300,8 @@ async def test_a_move_in_the_name_of_a_holder_needs_that_holder(store: Store) ->
     await store.claim_session(session.uid, "g1", LONG_AGO)
 
     with pytest.raises(StateChanged):
-        await store.move_session(session.uid, State.READY, State.BUSY, later(), holder="g2")
-    moved = await store.move_session(session.uid, State.READY, State.BUSY, later(), holder="g1")
+        await store.move_session(session.uid, Move(before=State.READY, after=State.BUSY, at=later()), holder="g2")
+    moved = await store.move_session(session.uid, Move(before=State.READY, after=State.BUSY, at=later()), holder="g1")
 
     assert (moved.state, moved.holder) == (State.BUSY, "g1")
 
@@ -438,7 +438,7 @@ async def test_filters_combine(store: Store) -> None:
 async def test_states_are_filtered_as_they_are_now(store: Store) -> None:
     session = await created(store)
 
-    await store.move_session(session.uid, State.INIT, State.READY, later())
+    await store.move_session(session.uid, Move(before=State.INIT, after=State.READY, at=later()))
 
     assert await ids(store, state=State.READY) == ["demo"]
     assert await ids(store, state=State.INIT) == []
@@ -491,7 +491,7 @@ async def test_pages_by_number_cut_the_same_list(store: Store) -> None:
 async def test_a_token_of_another_list_is_refused(store: Store) -> None:
     sessions = [await created(store, name, state=State.READY) for name in ("a", "b")]
     for session in sessions:
-        await store.move_session(session.uid, State.READY, State.BUSY, later())
+        await store.move_session(session.uid, Move(before=State.READY, after=State.BUSY, at=later()))
         for number in range(2):
             await store.put_execution(new_execution(session, number))
     one = PageRequest(limit=1)
@@ -809,7 +809,7 @@ _WRITE_FOR_EVER = """
 import asyncio, itertools, sys
 from pathlib import Path
 from gateway.models.base import now
-from gateway.models.sessions import Session
+from gateway.models.sessions import Move, Session
 from gateway.stores.sqlite import SqliteStore
 
 async def write(store, name):
@@ -961,7 +961,7 @@ async def test_mongo_that_stops_is_told_quickly_and_comes_back_by_itself(
                 await mongo_store.get_session("demo")
     own_mongod.start()
 
-    moved = await insist(lambda: mongo_store.move_session(session.uid, State.INIT, State.READY, later()))
+    moved = await insist(lambda: mongo_store.move_session(session.uid, Move(before=State.INIT, after=State.READY, at=later())))
     assert moved.state == State.READY
 
 
@@ -997,7 +997,7 @@ async def test_a_call_repeated_because_its_answer_got_lost_happens_once(
     count, merge = SessionChanges(add={"run_count": 1}), SessionChanges(merge={"data": {"x": 1}}, add={"run_count": 1})
     calls: list[Callable[[], Awaitable[Any]]] = [
         lambda: mongo_store.create_session(new),
-        lambda: mongo_store.move_session(live[0].uid, State.READY, State.BUSY, later(2)),
+        lambda: mongo_store.move_session(live[0].uid, Move(before=State.READY, after=State.BUSY, at=later(2))),
         lambda: mongo_store.update_session(live[1].uid, count, later(2)),
         lambda: mongo_store.update_session(live[2].uid, merge, later(2)),
         lambda: mongo_store.delete_session(live[3].uid, later(2)),
@@ -1060,7 +1060,7 @@ async def test_a_line_of_a_move_that_was_never_copied_is_copied_by_the_next_hold
         store = MongoStore(uri, driver=driver)
         async with store.opened():
             session = await created(store)
-            await store.move_session(session.uid, State.INIT, State.READY, later())
+            await store.move_session(session.uid, Move(before=State.INIT, after=State.READY, at=later()))
             assert lines.count_documents({}) == 0  # as if its gateway had died here
 
             await store.claim_session(session.uid, "g1", LONG_AGO)

@@ -1,4 +1,4 @@
-"""Each case is run for real: the rewritten cell on this Python, the original on a Python from 3.12 on, if one is here."""
+"""Every case is run for real: rewritten on this Python, and as it was on a Python from 3.12 on, if one is here."""
 
 import json
 import shutil
@@ -62,7 +62,6 @@ CASES = {
     "conversions": ('v = f"{d["k"]!r}{d["k"]!s}{"é\\n"!a}"', "'v'v'\\xe9\\n'"),
     "debug": ('v = f"{d["k"]=} {d["k"] = !s} {n = :>3}"', 'd["k"]=\'v\' d["k"] = v n =   7'),
     "debug_with_empty_spec": ('v = f"{d["k"]=:}"', 'd["k"]=v'),
-    "debug_with_backslash": ('v = f"{"\\n"=}"', "\"\\n\"='\\n'"),
     "debug_of_an_f_string": ('v = f"{f"{n}"=}"', "f\"{n}\"='7'"),
     "debug_with_comment": ('v = f"{n # c\n = }"', "n \n = 7"),
     "raw_text": ('v = rf"\\d{d["k"]}\\n"', "\\dv\\n"),
@@ -184,7 +183,9 @@ IPYTHON = {
     "time": f"%%time\n{BROKEN}",
     "capture_then_time": f"\n%%capture out --no-stderr\n%%time\n{BROKEN}",
     "await": f"import asyncio\nawait asyncio.sleep(0)\nasync with x: pass\n{BROKEN}",
-    "leading_indent": f"    %time it's\n    {BROKEN}    x = 1",
+    "leading_indent": f"  \n    %time it's\n    {BROKEN}    x = 1",
+    "indented_comment_first": f"\t# c\n{BROKEN}",
+    "blank_line_first": f"   \n{BROKEN}",
     "modulo": f"x = n %n\ny = 7\\\n %n\nz = (7\n%n)\n{BROKEN}",
 }
 
@@ -251,11 +252,14 @@ def test_a_gateway_on_a_newer_python_writes_the_same(newer_python: str) -> None:
     assert ask(newer_python, program, cells) == [for_python_before_312(cell) for cell in cells]
 
 
-def test_a_hash_inside_a_string_is_no_comment_of_a_debug_field() -> None:
-    # Not among the cases: the first releases of 3.12 and 3.13 show d["2 here.
-    cell = 'v = f"{d["#"]=}{"\\n"}"'
-
-    assert run(for_python_before_312(cell))["v"] == 'd["#"]=1\n'
+@pytest.mark.parametrize(
+    ("cell", "expected"),
+    [('v = f"{d["#"]=}{"\\n"}"', 'd["#"]=1\n'), ('v = f"{"\\n"=}"', "\"\\n\"='\\n'")],
+    ids=["hash", "backslash"],
+)
+def test_a_debug_field_shows_its_source(cell: str, expected: str) -> None:
+    # Not among the cases: the first releases of 3.12 and 3.13 show d["2 and a newline (python/cpython#124363).
+    assert run(for_python_before_312(cell))["v"] == expected
 
 
 def test_the_cells_of_the_reference_pages_run(
