@@ -35,6 +35,7 @@ from gateway.services.recorder import Recorder
 from gateway.services.sessions import SessionService
 from gateway.stores.base import Store
 from gateway.stores.sqlite import SqliteStore
+from kernels.engine import Engine
 from kernels.engines.local import LocalEngine
 
 log = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ class CannotStart(Exception):
 class Server(HTTPServer):
     """Sends small packets at once: with Nagle's algorithm a keep-alive client waits 40 ms for each answer."""
 
-    def handle_stream(self, stream: IOStream, address: Any) -> None:  # type: ignore[override]
+    def handle_stream(self, stream: IOStream, address: Any) -> None:
         stream.set_nodelay(True)
         super().handle_stream(stream, address)
 
@@ -57,24 +58,25 @@ class Server(HTTPServer):
 class Gateway:
     """A gateway that serves. Made by `running`."""
 
-    def __init__(self, services: Services, server: Server, url: str) -> None:
+    def __init__(self, services: Services, engine: Engine, server: Server, url: str) -> None:
         self.services = services
         self.url = url
+        self._engine = engine
         self._server = server
-        self._hurry = asyncio.Event()
 
-    def hurry(self) -> None:
-        """Don't wait for runs any longer."""
-        self._hurry.set()
+    def end_at_once(self) -> NoReturn:
+        """End this process and every kernel, whatever they do; the next start makes the documents true."""
+        self._engine.abandon()
+        os._exit(1)
 
     async def stop(self) -> None:
         """Take no new work, let runs end within the grace time, interrupt the others, put every session to sleep."""
         services = self.services
-        services.executions.stopping = True
+        services.live.stopping = True
         self._server.stop()
         try:
             async with asyncio.timeout(services.settings.shutdown_grace_s):
-                await _first(self._hurry.wait(), services.executions.quiet())
+                await services.executions.quiet()
         except TimeoutError:
             log.info("Runs are interrupted: the grace time is over")
         await services.executions.stop_all()
@@ -82,15 +84,6 @@ class Gateway:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(2):
                 await self._server.close_all_connections()
-
-
-async def _first(*waits: Coroutine[Any, Any, Any]) -> None:
-    tasks = [asyncio.ensure_future(one) for one in waits]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
 
 
 class Tasks:
@@ -192,7 +185,7 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
                 server.add_sockets(sockets)
                 background.spawn(every(settings.heartbeat_interval_s, supervisor.beat))
                 background.spawn(every(settings.reaper_interval_s, reaper.sweep))
-                gateway = Gateway(services, server, url)
+                gateway = Gateway(services, engine, server, url)
                 try:
                     yield gateway
                 finally:
@@ -266,18 +259,11 @@ async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
 
         def stop() -> None:
             if stopped.is_set():
-                _end_at_once(gateway)
+                gateway.end_at_once()
             stopped.set()
 
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop)
         announce(f"Listening on {gateway.url}")
         await stopped.wait()
-
-
-def _end_at_once(gateway: Gateway) -> NoReturn:
-    for live in gateway.services.live:
-        if live.kernel is not None:
-            live.kernel.process.abandon()
-    os._exit(1)
 

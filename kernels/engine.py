@@ -3,12 +3,12 @@
 Nothing here may assume that the process is a child of ours, or even on this machine.
 """
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Literal, Protocol
 
-from kernels.workspace import FileInfo, Usage, Workspace
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,16 +76,12 @@ class KernelProcess(Protocol):
         """Wait until it has ended by itself or by `kill`."""
         ...
 
-    async def interrupt(self) -> None:
-        """Send SIGINT to the kernel and what it started."""
+    async def interrupt(self, since: float) -> None:
+        """Send SIGINT to the kernel, and to what its process group has started after unix time `since`."""
         ...
 
     async def kill(self, reason: str) -> None:
         """End it and everything that it started, at once; `reason` goes into its `Exit`."""
-        ...
-
-    def abandon(self) -> None:
-        """End it without waiting for anything: the caller is about to end too."""
         ...
 
     async def kill_children(self, since: float) -> int:
@@ -93,6 +89,81 @@ class KernelProcess(Protocol):
         ...
 
     async def usage(self) -> ProcessUsage: ...
+
+
+FileType = Literal["file", "directory", "link", "other"]
+
+
+@dataclass(frozen=True, slots=True)
+class FileInfo:
+    """`path` is relative to the workspace, with `/` between its parts; `mode` are the permission bits."""
+
+    path: str
+    size: int
+    modified_at: datetime
+    type: FileType
+    mode: int
+
+    @property
+    def etag(self) -> str:
+        return f'"{self.modified_at.timestamp():.6f}-{self.size}"'
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    file_count: int
+    total_bytes: int
+
+
+class Workspace(Protocol):
+    """Where a session's files are, wherever that is. Methods raise `WorkspaceError`s."""
+
+    async def usage(self) -> Usage:
+        """Files (not folders) and their bytes, holes included, hard links once; measured at most one second ago."""
+        ...
+
+    async def list(self, path: str = "", *, recursive: bool = False) -> list[FileInfo]:
+        """What is in a folder, sorted by path; a file alone lists itself."""
+        ...
+
+    async def info(self, path: str) -> FileInfo:
+        """Of what `read` would read: links are followed."""
+        ...
+
+    def read(self, path: str, *, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
+        """The bytes from `start` up to, not including, `end`, in pieces of at most 1 MiB."""
+        ...
+
+    async def write(self, path: str, pieces: AsyncIterator[bytes]) -> FileInfo:
+        """Write a whole file, making its folders. Until the last byte is on disk the old file stays.
+
+        A link is written through, to what it points to. An existing file keeps its permissions.
+        """
+        ...
+
+    async def delete(self, path: str) -> None:
+        """Delete a file, a link (not what it points to), or a folder with all in it."""
+        ...
+
+    async def move(self, source: str, target: str, *, overwrite: bool = False) -> FileInfo:
+        """Move a file, link or folder, making the target's folders. A folder is never overwritten."""
+        ...
+
+    def archive(self) -> AsyncIterator[bytes]:
+        """A tar.zst of everything; sockets and devices are left out."""
+        ...
+
+    async def unpack(self, pieces: AsyncIterator[bytes], *, ours: bool = False) -> Usage:
+        """Unpack a tar.zst (or .tar, .tar.gz) over what is there. Nothing is written if any entry is refused.
+
+        With `ours`, for what `archive` gave and nobody else could touch, links may lead out, as a venv's `python`
+        does, and names may look like Windows paths. They come back as they were, and are still never followed.
+        """
+        ...
+
+    async def remove(self) -> None:
+        """Remove the workspace and everything in it."""
+        ...
 
 
 class Engine(Protocol):
@@ -122,6 +193,10 @@ class Engine(Protocol):
 
     async def end_orphans(self) -> int:
         """End kernels of this engine that an earlier process left behind; returns how many."""
+        ...
+
+    def abandon(self) -> None:
+        """End every kernel and setup without waiting for anything: the caller is about to end too."""
         ...
 
 

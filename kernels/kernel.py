@@ -79,6 +79,11 @@ class Kernel:
     def busy(self) -> bool:
         return self._current is not None
 
+    def check_run_env(self) -> None:
+        """Raises `NotOffered` if this kernel can't set environment variables for one run."""
+        if not self.is_ours:
+            raise NotOffered(f"The kernel {self.spec.name!r} can't set environment variables for one run.")
+
     def _before_python_312(self) -> bool:
         language = self.info.get("language_info", {})
         if language.get("name") != "python":
@@ -130,8 +135,8 @@ class Kernel:
 
         Raises `KernelGone`, `NotOffered`.
         """
-        if env and not self.is_ours:
-            raise NotOffered(f"The kernel {self.spec.name!r} can't set environment variables for one run.")
+        if env:
+            self.check_run_env()
         if self._before_python_312():
             code = for_python_before_312(code)
         execution = Execution(Outputs(output_limit_bytes), on_event, on_input)
@@ -165,7 +170,10 @@ class Kernel:
             await asyncio.wait({done}, timeout=_LOST_IDLE_S)
             if not done.done() and execution.request.reply is not None:
                 await self._look_for_idle(execution)
-        return (await done).content
+        reply = await done
+        if reply.metadata.get("session_gateway", {}).get("truncated"):
+            execution.outputs.truncated = True
+        return reply.content
 
     async def _look_for_idle(self, execution: Execution) -> None:
         """A kernel may drop messages of a flood, `idle` among them: an `idle` of a later request tells."""
@@ -193,7 +201,8 @@ class Kernel:
         if self.spec.interrupt_mode == "message":
             await self.channels.send("control", "interrupt_request", {})
         else:
-            await self.process.interrupt()
+            started_at = self._current.started_at if self._current is not None else time.time()
+            await self.process.interrupt(started_at)
 
     async def answer_input(self, execution: Execution, text: str | None) -> None:
         """Answer the cell that waits in `input()`; None tells it that there is no more."""

@@ -42,7 +42,7 @@ class Message:
     def content(self) -> dict[str, Any]:
         if self._content is None:
             self._content = self._session.unpack(self.content_bytes)
-            if b"\\ud" in self.content_bytes.lower():  # half a surrogate pair can be neither stored nor sent
+            if b"\\" in self.content_bytes and b"\\ud" in self.content_bytes.lower():  # half a surrogate pair can be neither stored nor sent
                 text = json.dumps(self._content, ensure_ascii=False).encode(errors="replace")
                 self._content = json.loads(text)
         return self._content
@@ -64,11 +64,11 @@ class Wire:
         *,
         metadata: Content | None = None,
         subshell_id: str | None = None,
-        parent: Content | None = None,
+        parent: dict[str, Any] | None = None,
         msg_id: str | None = None,
     ) -> tuple[str, list[bytes]]:
         """The id of a new message (`msg_id` if one is given), and its frames."""
-        message = self._session.msg(msg_type, dict(content), metadata=dict(metadata or {}), parent=parent and dict(parent))
+        message = self._session.msg(msg_type, dict(content), metadata=dict(metadata or {}), parent=parent)
         if msg_id is not None:
             message["header"]["msg_id"] = msg_id
         if subshell_id is not None:

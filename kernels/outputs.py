@@ -106,7 +106,7 @@ class Outputs:
         if output_type == "execute_result":
             output["execution_count"] = content.get("execution_count")
         self._keep(output, size_bytes)
-        event = {key: output[key] for key in ("data", "metadata", "execution_count") if key in output}
+        event: dict[str, Any] = {key: output[key] for key in ("data", "metadata", "execution_count") if key in output}
         if display_id := content.get("transient", {}).get("display_id"):
             self._displays.setdefault(display_id, []).append(output)
             event["display_id"] = display_id

@@ -1,4 +1,4 @@
-"""A session's files: safe paths, a quota, atomic writes, archives.
+"""A session's files in a folder of this machine: safe paths, a quota, atomic writes, archives.
 
 No path, link or archive entry ever reaches outside, even while another process
 moves things about: every step of a path is opened from the folder before it.
@@ -10,15 +10,15 @@ import stat
 import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import IO, Literal, ParamSpec, Protocol, TypeVar
+from typing import IO, ParamSpec, TypeVar
 
 from kernels import archives
+from kernels.engine import FileInfo, FileType, Usage
 from kernels.errors import BadPath, FileConflict, NoSuchFile, QuotaExceeded
 from kernels.paths import (
     Place,
@@ -44,80 +44,6 @@ _SPOOL_SPARE_BYTES = 256 << 20
 P = ParamSpec("P")
 T = TypeVar("T")
 
-FileType = Literal["file", "directory", "link", "other"]
-
-
-@dataclass(frozen=True, slots=True)
-class FileInfo:
-    """`path` is relative to the workspace, with `/` between its parts; `mode` are the permission bits."""
-
-    path: str
-    size: int
-    modified_at: datetime
-    type: FileType
-    mode: int
-
-    @property
-    def etag(self) -> str:
-        return f'"{self.modified_at.timestamp():.6f}-{self.size}"'
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    file_count: int
-    total_bytes: int
-
-
-class Workspace(Protocol):
-    """Where a session's files are, wherever that is. Methods raise `WorkspaceError`s."""
-
-    async def usage(self) -> Usage:
-        """Files (not folders) and their bytes, holes included, hard links once; measured at most one second ago."""
-        ...
-
-    async def list(self, path: str = "", *, recursive: bool = False) -> list[FileInfo]:
-        """What is in a folder, sorted by path; a file alone lists itself."""
-        ...
-
-    async def info(self, path: str) -> FileInfo:
-        """Of what `read` would read: links are followed."""
-        ...
-
-    def read(self, path: str, *, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
-        """The bytes from `start` up to, not including, `end`, in pieces of at most 1 MiB."""
-        ...
-
-    async def write(self, path: str, pieces: AsyncIterator[bytes]) -> FileInfo:
-        """Write a whole file, making its folders. Until the last byte is on disk the old file stays.
-
-        A link is written through, to what it points to. An existing file keeps its permissions.
-        """
-        ...
-
-    async def delete(self, path: str) -> None:
-        """Delete a file, a link (not what it points to), or a folder with all in it."""
-        ...
-
-    async def move(self, source: str, target: str, *, overwrite: bool = False) -> FileInfo:
-        """Move a file, link or folder, making the target's folders. A folder is never overwritten."""
-        ...
-
-    def archive(self) -> AsyncIterator[bytes]:
-        """A tar.zst of everything; sockets and devices are left out."""
-        ...
-
-    async def unpack(self, pieces: AsyncIterator[bytes], *, ours: bool = False) -> Usage:
-        """Unpack a tar.zst (or .tar, .tar.gz) over what is there. Nothing is written if any entry is refused.
-
-        With `ours`, for what `archive` gave and nobody else could touch, links may lead out, as a venv's `python`
-        does, and names may look like Windows paths. They come back as they were, and are still never followed.
-        """
-        ...
-
-    async def remove(self) -> None:
-        """Remove the workspace and everything in it."""
-        ...
-
 
 class LocalWorkspace:
     """A workspace in a folder of this machine, whose parents nobody but us can change.
@@ -139,7 +65,7 @@ class LocalWorkspace:
     async def info(self, path: str) -> FileInfo:
         return await _in_thread(self._info, path)
 
-    async def read(self, path: str, *, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
+    async def read(self, path: str, *, start: int = 0, end: int | None = None) -> AsyncGenerator[bytes, None]:
         with ExitStack() as opened:
             fd = await _in_thread(self._open, path, opened)
             while end is None or start < end:
@@ -170,7 +96,7 @@ class LocalWorkspace:
     async def move(self, source: str, target: str, *, overwrite: bool = False) -> FileInfo:
         return await _in_thread(self._move, source, target, overwrite)
 
-    async def archive(self) -> AsyncIterator[bytes]:
+    async def archive(self) -> AsyncGenerator[bytes, None]:
         with closing(self._pack()) as pieces:
             while (piece := await _in_thread(partial(next, pieces, None))) is not None:
                 if piece:
@@ -232,20 +158,16 @@ class LocalWorkspace:
         ):
             old_name, new_name = _name(old), _name(new)
             status, there = old.status(), new.status_or_none()
-            if new.parts[: len(old.parts)] == old.parts and new.parts != old.parts:
+            same = new.parts == old.parts
+            if new.parts[: len(old.parts)] == old.parts and not same:
                 raise FileConflict(target, "a folder can't be moved into itself")
             if there is not None and not overwrite:
                 raise FileConflict(target, "it is there already")
-            if there is not None and new.parts != old.parts and stat.S_ISDIR(there.st_mode):
+            if there is not None and not same and stat.S_ISDIR(there.st_mode):
                 raise FileConflict(target, "a folder is there")
             with new.made() as folder:
                 os.rename(old_name, new_name, src_dir_fd=old.folder, dst_dir_fd=folder)
-                if (
-                    there is not None
-                    and os.path.samestat(status, there)
-                    and status.st_nlink > 1
-                    and new.parts != old.parts
-                ):
+                if there is not None and status.st_nlink > 1 and os.path.samestat(status, there) and not same:
                     os.unlink(old_name, dir_fd=old.folder)  # rename leaves both names of a hard link
                 os.fsync(folder)
                 os.fsync(old.folder)

@@ -36,4 +36,5 @@ class Reaper:
         if not live.session.persistent:
             await self._sessions.delete(live.session.id)
         elif live.session.state is State.READY:
-            await live.hibernate(f"It was idle for {idle_s:.0f} s; files are kept, variables are not.")
+            reason = f"It was idle for {idle_s:.0f} s; files are kept, variables are not."
+            await self._sessions.hibernate(live.session.id, reason)

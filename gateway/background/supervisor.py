@@ -33,14 +33,18 @@ class Supervisor:
             return
         self._recorder.back()
         for session in abandoned:
-            if self._live.find(session.id) is None:
-                try:
-                    await self._settle(session)
-                except GatewayError as error:
-                    log.warning("Session %r could not be settled: %s", session.id, error.sentence)
+            try:
+                await self._settle(session)
+            except GatewayError as error:
+                log.warning("Session %r could not be settled: %s", session.id, error.sentence)
 
     async def _settle(self, session: Session) -> None:
         """Make the document of a session without a kernel true, and end the records of its lost runs."""
+        async with self._live.claiming(session.uid):
+            if self._live.find(session.id) is None:
+                await self._settle_claimed(session)
+
+    async def _settle_claimed(self, session: Session) -> None:
         stale_before = now() - timedelta(seconds=self._settings.holder_timeout_s)
         session = await self._store.claim_session(session.uid, self._settings.gateway_id, stale_before)
         for lost in await self._store.list_unfinished(session.uid):

@@ -1,6 +1,7 @@
 """What every handler does alike: read a request strictly, send an answer, turn refusals into the error envelope.
 
-A client that goes away cancels its handler. A body that is too large is refused before it is read.
+A client that goes away cancels its handler. A refusal is sent once the body was read (and dropped): sent earlier, it
+would be lost to a client that still writes, and the connection with it.
 """
 
 import asyncio
@@ -9,7 +10,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from functools import cached_property, wraps
+from functools import cached_property, partial, wraps
 from http.client import responses
 from typing import Any, ClassVar, TypeVar
 from urllib.parse import urlsplit
@@ -26,6 +27,8 @@ from gateway.models.audit import AuditLine
 from gateway.models.base import now
 from gateway.models.idempotency import KeptAnswer
 from gateway.models.queries import NoQuery
+from gateway.models.executions import ExecutionView
+from gateway.models.pieces import LARGE_CHARACTERS, text_size, view_pieces
 from gateway.models.sessions import Session, SessionId, SessionView
 from gateway.services.executions import ExecutionService
 from gateway.services.idempotency import IdempotencyService
@@ -138,7 +141,7 @@ class ApiHandler(RequestHandler):
 
     def __init_subclass__(cls) -> None:
         if "post" in cls.__dict__:
-            cls.post = _once(cls.post)  # type: ignore[method-assign, arg-type]
+            cls.post = _once(cls.post)  # type: ignore[arg-type]
 
     def initialize(self, services: Services, route: str = "") -> None:
         self.services = services
@@ -147,6 +150,7 @@ class ApiHandler(RequestHandler):
         self._received = 0
         self._began = time.perf_counter()
         self._gone = False
+        self._refused = False
         self._task: asyncio.Task[Any] | None = None
         self.kept: KeptAnswer | None = None
 
@@ -179,8 +183,16 @@ class ApiHandler(RequestHandler):
         return self.services.settings.body_limit_bytes
 
     def prepare(self) -> None:
-        self.request.connection.set_max_body_size(self.body_limit_bytes + _DISCARDED_BYTES)  # type: ignore[union-attr]
         self._task = asyncio.current_task()
+        try:
+            self.check()
+        except errors.GatewayError as refusal:
+            self._refused = True
+            setattr(self, str(self.request.method).lower(), partial(_refuse, refusal))
+
+    def check(self) -> None:
+        """What can be said against a request before its body is read."""
+        self.request.connection.set_max_body_size(self.body_limit_bytes + _DISCARDED_BYTES)  # type: ignore[union-attr]
         self._check_origin()
         length = self.request.headers.get("Content-Length", "0")
         if length.isdigit() and int(length) > self.body_limit_bytes:
@@ -200,7 +212,7 @@ class ApiHandler(RequestHandler):
 
     def data_received(self, chunk: bytes) -> None:
         self._received += len(chunk)
-        if self._received <= self.body_limit_bytes:
+        if self._received <= self.body_limit_bytes and not self._refused:
             self._chunks.append(chunk)
         else:
             self._chunks.clear()
@@ -232,7 +244,7 @@ class ApiHandler(RequestHandler):
             if kind != "application/json" and not kind.endswith("+json"):
                 raise errors.Unsupported(f"The body must be application/json, not {kind or 'nothing'}.")
         try:
-            return model.model_validate_json(body)
+            return model.model_validate_json(body, strict=True)
         except ValidationError as error:
             raise _refusal(error) from None
 
@@ -279,6 +291,18 @@ class ApiHandler(RequestHandler):
             key="", request_digest="", created_at=now(), status=status, content_type=content_type, body=body
         )
 
+    async def send_run(self, run: ExecutionView) -> None:
+        """A run's answer; one with much text goes out in pieces, as fast as the client takes them."""
+        if text_size(run.outputs) <= LARGE_CHARACTERS or "Idempotency-Key" in self.request.headers:
+            return self.send(run)
+        pieces = list(view_pieces(run))
+        self.set_header("Content-Type", "application/json")
+        self.set_header("Content-Length", str(sum(map(len, pieces))))
+        for piece in pieces:
+            self.write(piece)
+            await self.flush()
+        return None
+
     def view(self, session: Session) -> SessionView:
         return SessionView.of(session, self.base_url, self.services.sessions.kernel_id(session.id))
 
@@ -296,6 +320,8 @@ class ApiHandler(RequestHandler):
             self.set_header("Allow", ", ".join(sorted(self._allowed_methods())))
         if refusal.retry_after_s is not None:
             self.set_header("Retry-After", str(refusal.retry_after_s))
+        if not self.request._body_future.done():  # Tornado refused it, and will not read on
+            self.set_header("Connection", "close")
         self.send_json(envelope(refusal, self.request_id).model_dump_json(), _status_of(refusal))
 
     def _allowed_methods(self) -> set[str]:
@@ -355,8 +381,12 @@ class ErrorView(BaseModel):
 class NoSuchRoute(ApiHandler):
     """Whatever has no route of its own."""
 
-    def prepare(self) -> None:
+    def check(self) -> None:
         raise errors.NotFound(f"There is nothing at {self.request.path[:200]!r}.", path=self.request.path[:200])
+
+
+async def _refuse(refusal: errors.GatewayError, **path: str) -> None:
+    raise refusal
 
 
 def envelope(refusal: errors.GatewayError, request_id: str) -> ErrorView:

@@ -35,7 +35,7 @@ class ReadyHandler(ApiHandler):
             services.recorder.check()
         except GatewayError as error:
             store = error.sentence
-        if services.executions.stopping:
+        if services.live.stopping:
             kernels = "The gateway is stopping."
         elif not services.sessions.kernelspecs():
             kernels = "No kernelspec is installed."

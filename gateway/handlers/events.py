@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from typing import Any
 
 from pydantic import BaseModel
@@ -15,6 +16,7 @@ from gateway.services.runs import Run
 
 _KEEP_ALIVE_S = 15.0
 _RETRY_MS = 500
+_NUMBER = re.compile(r"[0-9]{1,18}")
 
 
 class EventHandler(ApiHandler):
@@ -64,7 +66,7 @@ class EventHandler(ApiHandler):
         if given is None:
             return None
         name, _, number = given.rpartition(":")
-        if not name or not number.isdigit():
+        if not name or not _NUMBER.fullmatch(number):
             raise Malformed("Last-Event-ID: is not the id of an event that was sent.", field="Last-Event-ID")
         return name, int(number)
 
@@ -86,10 +88,8 @@ class RunEventHandler(EventHandler):
         executions = self.services.executions
         run = executions.find_run(execution_id)
         if run is not None and run.record.session_id == session_id:
-            try:
+            with executions.following(run):
                 return await self.follow_run(run, after)
-            finally:
-                executions.leave(run)
         record = await executions.get(session_id, execution_id)
         if record.finished_at is None:
             raise ExecutionNotFound(execution_id)
@@ -102,8 +102,8 @@ class StreamHandler(RunEventHandler):
     """/api/sessions/{session_id}/stream"""
 
     operations = {
-        "POST": Operation("Run code and stream its outputs; `Last-Event-ID` resumes", "text/event-stream", body=RunRequest,
-                          body_required=False)
+        "POST": Operation("Run code and stream its outputs; `Last-Event-ID` resumes", "text/event-stream",
+                          body=RunRequest, body_required=False)
     }  # fmt: skip
 
     async def post(self, session_id: str) -> None:
@@ -119,7 +119,7 @@ class StreamHandler(RunEventHandler):
         return None
 
     async def _begun_once(self, session_id: str, key: str) -> str:
-        """The run that the first request under this key began; it goes on whoever leaves, and can be followed again."""
+        """The run that the first request under this key began; it goes on whoever leaves it."""
         execution_id = ""
 
         async def begin() -> KeptAnswer:

@@ -2,7 +2,15 @@
 
 from gateway.handlers.base import ApiHandler, Operation
 from gateway.models.executions import (
-    Accepted, ExecuteRequest, ExecutionList, ExecutionView, HistoryList, InputRequest, Interrupted, RunAnswer, RunRequest,
+    Accepted,
+    ExecuteRequest,
+    ExecutionList,
+    ExecutionView,
+    HistoryList,
+    InputRequest,
+    Interrupted,
+    RunAnswer,
+    RunRequest,
 )  # fmt: skip
 from gateway.models.queries import NoQuery, PageQuery, Success
 
@@ -21,7 +29,7 @@ class RunHandler(ApiHandler):
             self.send(await self.services.executions.start(session_id, request, self.caller), 202)
         else:
             keep_on = "Idempotency-Key" in self.request.headers
-            self.send(await self.services.executions.run(session_id, request, self.caller, keep_on=keep_on))
+            await self.send_run(await self.services.executions.run(session_id, request, self.caller, keep_on=keep_on))
 
 
 class ExecuteHandler(ApiHandler):
@@ -30,7 +38,7 @@ class ExecuteHandler(ApiHandler):
     operations = {"POST": Operation("Run code once, in a session of its own", RunAnswer, body=ExecuteRequest)}
 
     async def post(self) -> None:
-        self.send(await self.services.executions.execute(self.body(ExecuteRequest), self.caller))
+        await self.send_run(await self.services.executions.execute(self.body(ExecuteRequest), self.caller))
 
 
 class ExecutionsHandler(ApiHandler):
@@ -62,7 +70,7 @@ class ExecutionHandler(ApiHandler):
     }
 
     async def get(self, session_id: str, execution_id: str) -> None:
-        self.send(await self.services.executions.get(self.session_id(session_id), execution_id))
+        await self.send_run(await self.services.executions.get(self.session_id(session_id), execution_id))
 
     async def delete(self, session_id: str, execution_id: str) -> None:
         self.send(await self.services.executions.cancel(self.session_id(session_id), execution_id))

@@ -10,6 +10,8 @@ from gateway.errors import Invalid
 from gateway.handlers.base import ApiHandler, Operation, envelope
 from gateway.models.queries import ArchiveUnpacked, FileDeleted, FileList, FilesQuery, FileView, MoveFile
 from kernels.engine import FileInfo
+from kernels.errors import BadPath
+from kernels.paths import parse
 
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 _PIECES_AHEAD = 8
@@ -41,7 +43,7 @@ class UploadHandler(ApiHandler):
 
     def prepare(self) -> None:
         super().prepare()
-        if self.request.method == "PUT":
+        if self.request.method == "PUT" and not self._refused:
             self._receiving = asyncio.create_task(self.receive(self._incoming(), **self.path_kwargs))
 
     async def receive(self, pieces: AsyncIterator[bytes], **path: str) -> None:
@@ -54,8 +56,8 @@ class UploadHandler(ApiHandler):
             return
         self._received += len(chunk)
         if self._received > self.body_limit_bytes:
-            raise self._too_large()
-        if not self._receiving.done():
+            self._receiving.cancel()
+        elif not self._receiving.done():
             putting = asyncio.ensure_future(self._pieces.put(chunk))
             await asyncio.wait({putting, self._receiving}, return_when=asyncio.FIRST_COMPLETED)
             putting.cancel()
@@ -65,10 +67,14 @@ class UploadHandler(ApiHandler):
             yield piece
 
     async def put(self, **path: str) -> None:
-        assert self._receiving is not None
+        if self._receiving is None:
+            return
+        if self._received > self.body_limit_bytes:
+            raise self._too_large()
         if not self._receiving.done():
             putting = asyncio.ensure_future(self._pieces.put(None))
             await asyncio.wait({putting, self._receiving}, return_when=asyncio.FIRST_COMPLETED)
+            putting.cancel()
         await self._receiving
 
     def on_connection_close(self) -> None:
@@ -122,7 +128,8 @@ class FileHandler(UploadHandler):
         self.set_header("Content-Type", mimetypes.guess_type(path)[0] or "application/octet-stream")
         # What a session wrote must never run as a page of the gateway's own origin.
         self.set_header("Content-Security-Policy", "sandbox")
-        self.set_header("Content-Disposition", f"attachment; filename*=UTF-8''{quote(path.rsplit('/', 1)[-1], safe='')}")
+        name = quote(path.rsplit("/", 1)[-1], safe="")
+        self.set_header("Content-Disposition", f"attachment; filename*=UTF-8''{name}")
         self.set_header("Content-Length", str(end - start))
         if self.request.method == "HEAD":
             return
@@ -145,14 +152,18 @@ class FileHandler(UploadHandler):
 
     async def receive(self, pieces: AsyncIterator[bytes], **where: str) -> None:
         session_id, path = self.session_id(where["session_id"]), where["path"]
+        if not parse(path):  # before a session is created for it
+            raise BadPath(path, "that is the workspace itself")
         workspace = await self.services.sessions.files(session_id, self.caller, create=True)
         info = await workspace.write(path, pieces)
+        await self.services.sessions.files_changed(session_id)
         self.set_header("ETag", info.etag)
         self.send(view(info), 201)
 
     async def delete(self, session_id: str, path: str) -> None:
         workspace = await self.services.sessions.files(self.session_id(session_id))
         await workspace.delete(path)
+        await self.services.sessions.files_changed(session_id)
         self.send(FileDeleted(path=path))
 
 
@@ -172,7 +183,9 @@ class ArchiveHandler(UploadHandler):
 
     operations = {
         "GET": Operation("The workspace as tar.zst", "application/zstd"),
-        "PUT": Operation("Unpack a tar.zst, tar.gz or tar over the workspace", ArchiveUnpacked, body="application/zstd"),
+        "PUT": Operation(
+            "Unpack a tar.zst, tar.gz or tar over the workspace", ArchiveUnpacked, body="application/zstd"
+        ),
     }
 
     async def get(self, session_id: str) -> None:
@@ -186,6 +199,8 @@ class ArchiveHandler(UploadHandler):
             await self.flush()
 
     async def receive(self, pieces: AsyncIterator[bytes], **where: str) -> None:
-        workspace = await self.services.sessions.files(self.session_id(where["session_id"]), self.caller, create=True)
+        session_id = self.session_id(where["session_id"])
+        workspace = await self.services.sessions.files(session_id, self.caller, create=True)
         usage = await workspace.unpack(pieces)
+        await self.services.sessions.files_changed(session_id)
         self.send(ArchiveUnpacked(file_count=usage.file_count, total_size_bytes=usage.total_bytes))

@@ -4,7 +4,13 @@ import json
 
 from gateway.handlers.base import ApiHandler, Operation
 from gateway.models.queries import (
-    CompleteRequest, InspectRequest, IsCompleteRequest, KernelReply, SetVariable, VariableQuery, VariablesQuery,
+    CompleteRequest,
+    InspectRequest,
+    IsCompleteRequest,
+    KernelReply,
+    SetVariable,
+    VariableQuery,
+    VariablesQuery,
 )  # fmt: skip
 
 
@@ -37,10 +43,12 @@ class VariableHandler(ApiHandler):
 
     async def put(self, session_id: str, name: str) -> None:
         value = self.body(SetVariable).value
-        self.send_json(json.dumps(await self.services.introspection.set_variable(self.session_id(session_id), name, value)))
+        found = await self.services.introspection.set_variable(self.session_id(session_id), name, value)
+        self.send_json(json.dumps(found))
 
     async def delete(self, session_id: str, name: str) -> None:
-        self.send_json(json.dumps(await self.services.introspection.delete_variable(self.session_id(session_id), name)))
+        found = await self.services.introspection.delete_variable(self.session_id(session_id), name)
+        self.send_json(json.dumps(found))
 
 
 class CompleteHandler(ApiHandler):

@@ -16,32 +16,37 @@ _ERRORS = {
     413: "Too large", 415: "Not JSON", 422: "A field does not hold what it must", 429: "Too much at once",
     503: "Something that is needed is away", 504: "It took too long",
 }  # fmt: skip
-_SESSION_ID = {"type": "string", "pattern": r"^[A-Za-z0-9][A-Za-z0-9_.:\-]{0,127}$", "examples": ["data-processor"]}
+_IN_PATH: dict[str, dict[str, Any]] = {
+    "session_id": {
+        "type": "string", "pattern": r"^[A-Za-z0-9][A-Za-z0-9_.:\-]{0,127}$", "examples": ["data-processor"],
+    },
+}  # fmt: skip
 
 
 def document(routes: Iterable[tuple[str, type[Any]]]) -> dict[str, Any]:
     """The whole document for routes, given as path and handler."""
     routes = list(routes)
     models = _models(op for _, handler in routes for op in handler.operations.values())
-    schemas, definitions = models_json_schema(
-        models, ref_template=_REF, by_alias=True
-    )
+    schemas, definitions = models_json_schema(models, ref_template=_REF, by_alias=True)
     refs = dict(schemas)
     paths: dict[str, Any] = {}
     for path, handler in routes:
         parameters = [
-            {"name": name, "in": "path", "required": True, "schema": _SESSION_ID if name == "session_id" else {"type": "string"}}
+            {"name": name, "in": "path", "required": True, "schema": _IN_PATH.get(name, {"type": "string"})}
             for name in re.findall(r"\{(\w+)\}", path)
         ]
-        paths[path] = {
-            method.lower(): _operation(path, method, operation, refs) for method, operation in handler.operations.items()
-        } | ({"parameters": parameters} if parameters else {})
+        operations = {
+            method.lower(): _operation(path, method, operation, refs)
+            for method, operation in handler.operations.items()
+        }
+        paths[path] = operations | ({"parameters": parameters} if parameters else {})
     return {
         "openapi": "3.1.0",
         "info": {
             "title": "Session Gateway",
             "version": version("session-gateway"),
-            "description": "Sessions of live Jupyter kernels that remember. `/api/v0` and `/api/v2` are other names of `/api`.",
+            "description": "Sessions of live Jupyter kernels that remember. "
+            "`/api/v0` and `/api/v2` are other names of `/api`.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "paths": paths,
@@ -99,7 +104,7 @@ def _responses(operation: Operation, refs: dict[Any, Any]) -> dict[str, Any]:
 
 def _content(part: type[BaseModel] | str, mode: str, refs: dict[Any, Any]) -> dict[str, Any]:
     if isinstance(part, str):
-        return {part: {"schema": {"type": "string"}} if part.startswith("text/") else {}}
+        return {part: {"schema": {"type": "string"}} if part in ("text/plain", "text/html") else {}}
     return {"application/json": {"schema": refs[part, mode]}}
 
 

@@ -1,10 +1,20 @@
 """Sessions over HTTP."""
 
 from gateway.handlers.base import ApiHandler, Operation
-from gateway.models.queries import DeleteManyQuery, DeleteQuery, NoQuery, PageQuery, SessionQuery
 from gateway.models.executions import RestartRequest
+from gateway.models.queries import DeleteManyQuery, DeleteQuery, NoQuery, PageQuery, SessionQuery
 from gateway.models.sessions import (
-    CodeView, CreateSession, Deleted, DeletedMany, LabelMap, MoveList, SessionList, SessionView, StoredCode, UpdateSession,
+    CodeView,
+    CreateSession,
+    Deleted,
+    DeletedMany,
+    LabelMap,
+    MergeSession,
+    MoveList,
+    SessionList,
+    SessionView,
+    StoredCode,
+    UpdateSession,
 )  # fmt: skip
 
 
@@ -40,7 +50,7 @@ class SessionHandler(ApiHandler):
     operations = {
         "GET": Operation("The session document", SessionView),
         "PUT": Operation("Change a session; maps that are named are replaced", SessionView, body=UpdateSession),
-        "PATCH": Operation("Change a session; maps that are named are merged", SessionView, body=UpdateSession),
+        "PATCH": Operation("Change a session; maps that are named are merged", SessionView, body=MergeSession),
         "DELETE": Operation("Stop and delete a session; `purge` removes it for good", Deleted, query=DeleteQuery),
     }
 
@@ -48,13 +58,12 @@ class SessionHandler(ApiHandler):
         self.send(self.view(await self.services.sessions.get(self.session_id(session_id))))
 
     async def put(self, session_id: str) -> None:
-        await self._update(session_id, replace_maps=True)
+        await self._update(session_id, self.body(UpdateSession), replace_maps=True)
 
     async def patch(self, session_id: str) -> None:
-        await self._update(session_id, replace_maps=False)
+        await self._update(session_id, self.body(MergeSession), replace_maps=False)
 
-    async def _update(self, session_id: str, *, replace_maps: bool) -> None:
-        request = self.body(UpdateSession)
+    async def _update(self, session_id: str, request: UpdateSession, *, replace_maps: bool) -> None:
         session = await self.services.sessions.update(self.session_id(session_id), request, replace_maps=replace_maps)
         self.send(self.view(session))
 
@@ -122,7 +131,9 @@ class CodeHandler(ApiHandler):
 class RestartHandler(ApiHandler):
     """/api/sessions/{session_id}/restart"""
 
-    operations = {"POST": Operation("Restart the kernel; files are kept", SessionView, body=RestartRequest, body_required=False)}
+    operations = {
+        "POST": Operation("Restart the kernel; files are kept", SessionView, body=RestartRequest, body_required=False)
+    }
 
     async def post(self, session_id: str) -> None:
         self.body(RestartRequest)

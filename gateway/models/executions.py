@@ -97,6 +97,7 @@ class Execution(BaseModel):
     error: RunError | None = None
     truncated: bool = False
     state_kept: bool = True
+    fresh_start: bool = False
     queued_at: Utc
     started_at: Utc | None = None
     finished_at: Utc | None = None
@@ -104,7 +105,10 @@ class Execution(BaseModel):
 
 
 class ExecutionView(Answer):
-    """A run as callers see it; everything is there from the moment it is queued."""
+    """A run as callers see it; everything is there from the moment it is queued.
+
+    `fresh_start`: the kernel was started for this run, and variables of earlier runs are not there.
+    """
 
     execution_id: str
     session_id: str
@@ -122,6 +126,7 @@ class ExecutionView(Answer):
     error: RunError | None
     truncated: bool
     state_kept: bool
+    fresh_start: bool
     queued_at: Utc
     started_at: Utc | None
     finished_at: Utc | None
@@ -193,6 +198,7 @@ def view_fields(execution: Execution) -> dict[str, Any]:
         "error": execution.error,
         "truncated": execution.truncated,
         "state_kept": execution.state_kept,
+        "fresh_start": execution.fresh_start,
         "queued_at": execution.queued_at,
         "started_at": execution.started_at,
         "finished_at": execution.finished_at,

@@ -2,11 +2,12 @@
 
 import json
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, WithJsonSchema
 
 from gateway.errors import Invalid
 
@@ -32,16 +33,46 @@ def check_value(value: str) -> str:
     return value
 
 
-def _check_labels(labels: dict[str, str]) -> dict[str, str]:
+def check_count(labels: Collection[str]) -> None:
     if len(labels) > _MOST_LABELS:
         raise ValueError(f"at most {_MOST_LABELS} labels")
+
+
+def _check_changes(changes: dict[str, str | None]) -> dict[str, str | None]:
+    check_count(changes)
+    for key, value in changes.items():
+        check_key(key)
+        if value is not None:
+            check_value(value)
+    return changes
+
+
+def _check_labels(labels: dict[str, str]) -> dict[str, str]:
+    check_count(labels)
     for key, value in labels.items():
         check_key(key)
         check_value(value)
     return labels
 
 
-Labels = Annotated[dict[str, str], AfterValidator(_check_labels)]
+_VALUE_SCHEMA: dict[str, Any] = {"type": "string", "minLength": 1, "maxLength": _LONGEST_VALUE}
+_MAP_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "maxProperties": _MOST_LABELS,
+    "propertyNames": {"pattern": f"^{_KEY.pattern}$", "maxLength": _LONGEST_KEY},
+}
+_CHANGE_SCHEMA = {"anyOf": [_VALUE_SCHEMA, {"type": "null"}]}
+
+Labels = Annotated[
+    dict[str, str],
+    AfterValidator(_check_labels),
+    WithJsonSchema({**_MAP_SCHEMA, "additionalProperties": _VALUE_SCHEMA}),
+]
+LabelChanges = Annotated[
+    dict[str, str | None],
+    AfterValidator(_check_changes),
+    WithJsonSchema({**_MAP_SCHEMA, "additionalProperties": _CHANGE_SCHEMA}),
+]
 
 
 class Operator(StrEnum):

@@ -4,11 +4,18 @@ import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, RootModel, StringConstraints, WithJsonSchema,
+    AfterValidator,
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    RootModel,
+    StringConstraints,
+    WithJsonSchema,
 )  # fmt: skip
 
 from gateway.models.base import Answer, JsonMap, Request, Text, Utc
-from gateway.models.labels import Labels
+from gateway.models.labels import LabelChanges, Labels
 from gateway.states import State
 
 SessionId = Annotated[
@@ -55,7 +62,11 @@ def size_bytes(size: int | str) -> int:
     return int(match[1]) * _UNITS[match[2]]
 
 
-Env = Annotated[dict[str, Text], AfterValidator(_env_names), Field(max_length=256)]
+Env = Annotated[
+    dict[str, Text],
+    AfterValidator(_env_names),
+    Field(max_length=256, json_schema_extra={"propertyNames": {"pattern": f"^{_ENV_NAME.pattern}$"}}),
+]
 Size = Annotated[int | str, AfterValidator(_whole_size)]
 SetupStatus = Literal["pending", "running", "done", "failed"]
 
@@ -110,7 +121,7 @@ class CreateSession(Request):
 
 
 class UpdateSession(Request):
-    """PUT replaces the maps that it names, PATCH merges them; a null in a merged map removes its key."""
+    """PUT replaces the maps that it names."""
 
     name: Name | None = None
     waiting_timeout_seconds: PositiveSeconds | None = None
@@ -118,6 +129,12 @@ class UpdateSession(Request):
     metadata: JsonMap | None = None
     data: JsonMap | None = None
     labels: Labels | None = None
+
+
+class MergeSession(UpdateSession):
+    """PATCH merges the maps that it names; a null in one of them removes its key."""
+
+    labels: LabelChanges | None = None  # type: ignore[assignment]
 
 
 class LabelMap(RootModel[Labels]):
@@ -223,8 +240,9 @@ class SessionView(Answer):
             agents=session.agents,
             resources=session.resources.model_dump(exclude_none=True),
             resource_url=f"{base_url}/api/sessions/{session.id}",
-            jupyter=kernel_id
-            and JupyterAddress(kernel_id=kernel_id, url=f"{base_url}/jupyter/api/kernels/{kernel_id}"),
+            jupyter=JupyterAddress(kernel_id=kernel_id, url=f"{base_url}/jupyter/api/kernels/{kernel_id}")
+            if kernel_id
+            else None,
         )
 
 

@@ -7,8 +7,8 @@ import contextlib
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 from uuid import uuid4
 
@@ -52,7 +52,6 @@ class ExecutionService:
         self._metrics = metrics
         self._recent: OrderedDict[str, Run] = OrderedDict()
         self._recent_bytes = 0
-        self.stopping = False
 
     async def run(self, session_id: str, request: RunRequest, caller: str, *, keep_on: bool = False) -> RunAnswer:
         """Run code and answer with all of its outputs; `keep_on` lets it run to its end if the caller leaves."""
@@ -83,22 +82,26 @@ class ExecutionService:
         """
         self._recorder.check()
         live = await self._sessions.hold(session_id, caller, create=self._settings.auto_create)
-        run = self._submit(live, request, caller, interactive)
+        with self.following(self._submit(live, request, caller, interactive)) as run:
+            yield run
+
+    @contextmanager
+    def following(self, run: Run) -> Iterator[Run]:
+        """Wait for a run, or follow its events: one that everybody has left is stopped after the grace time."""
+        run.followers += 1
         try:
             yield run
         finally:
-            self.leave(run)
+            run.followers -= 1
+            run.departures += 1
+            if run.followers == 0 and not run.finished.is_set() and not run.keep_on:
+                self._spawn(self._stop_unless_followed(run, run.departures))
 
-    def leave(self, run: Run) -> None:
-        """A follower went away: stop the run unless it is over, is to keep on, or somebody comes back in time."""
-        if not run.finished.is_set() and not run.keep_on:
-            self._spawn(self._stop_unless_followed(run))
-
-    async def _stop_unless_followed(self, run: Run) -> None:
+    async def _stop_unless_followed(self, run: Run, departures: int) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._settings.resume_grace_s if run.followable else 0):
                 await run.finished.wait()
-        if not run.finished.is_set() and run.journal.followers == 0 and not run.keep_on:
+        if not run.finished.is_set() and run.followers == 0 and run.departures == departures:
             await run.stop(self._settings.interrupt_grace_s)
 
     def find_run(self, execution_id: str) -> Run | None:
@@ -106,7 +109,7 @@ class ExecutionService:
         return self._recent.get(execution_id)
 
     def _submit(self, live: LiveSession, request: RunRequest, caller: str, interactive: bool) -> Run:
-        if self.stopping:
+        if self._live.stopping:
             raise Stopping()
         code = request.code if request.code is not None else live.session.code
         if code is None:
@@ -127,6 +130,7 @@ class ExecutionService:
         )
         self._live.enqueue(live, run)
         self._metrics.queued.inc()
+        live.outbox.execution(record.model_copy())
         self._recent[run.id] = run
         if live.worker_wanted():
             self._spawn(self._work(live))
@@ -134,6 +138,7 @@ class ExecutionService:
 
     def _forget_old(self, ended: Run) -> None:
         """Keep the events of the streams that ended last, within bounds; the records of all runs are in the store."""
+        self._recent_bytes += ended.journal.size_bytes
         if not ended.followable:
             del self._recent[ended.id]
             self._recent_bytes -= ended.journal.size_bytes
@@ -153,7 +158,8 @@ class ExecutionService:
                 await self._perform(live, run)
             except Exception as error:
                 log.exception("Run %s broke", run.id)
-                run.refuse(GatewayError(f"Something went wrong here ({type(error).__name__})."))
+                self._refuse(live, run, GatewayError(f"Something went wrong here ({type(error).__name__})."))
+                await live.recover("Something went wrong here.")
             finally:
                 live.current = None
                 live.touch()
@@ -166,13 +172,16 @@ class ExecutionService:
             kernel = await live.ready()
         except StartFailed as error:
             return self._finish(live, run, Status.DIED, _error("KernelDied", str(error)), state_kept=False)
-        except GatewayError as error:
-            return run.refuse(error)
+            if run.env:
+                kernel.check_run_env()
+        except (GatewayError, NotOffered) as error:
+            return self._refuse(live, run, error)
         if run.stopped_as is not None:
             return self._finish(live, run, Status.INTERRUPTED, _error("KeyboardInterrupt", "It was cancelled before it began."))
         live.move(State.BUSY)
         record = run.record
         record.status, record.started_at = Status.RUNNING, now()
+        record.fresh_start, live.fresh = live.fresh, False
         live.outbox.execution(record.model_copy())
         run.journal.add("start", {"execution_id": run.id, "session_id": record.session_id, "code": record.code})
         began = time.perf_counter()
@@ -199,8 +208,6 @@ class ExecutionService:
                     await kernel.process.kill_children(since=cell.started_at)
                     reply = await kernel.finish(cell)
                 return self._verdict(run, reply)
-        except NotOffered as error:
-            return Status.ERROR, _error("NotOffered", str(error)), True
         except KernelGone as error:
             await asyncio.wait({kernel.ended})
             if run.stopped_as is not None:
@@ -216,7 +223,8 @@ class ExecutionService:
             return Status.OK, None, True
         if reply.get("status") == "error":
             error = RunError(**error_of(reply))
-            interrupted = run.stopped_as is Status.INTERRUPTED and error.ename in ("KeyboardInterrupt", "CancelledError")
+            asked = run.interrupted or run.stopped_as is Status.INTERRUPTED
+            interrupted = asked and error.ename in ("KeyboardInterrupt", "CancelledError")
             return (Status.INTERRUPTED if interrupted else Status.ERROR), error, True
         return (run.stopped_as or Status.ERROR), _error("Aborted", "The kernel did not run this cell."), True
 
@@ -239,9 +247,16 @@ class ExecutionService:
         self._metrics.runs.labels(status.value).inc()
         self._metrics.run_seconds.observe((record.duration_ms or 0) / 1000)
         run.journal.add("done", run.answer, 0)
-        run.journal.close()
-        run.finished.set()
-        self._recent_bytes += run.journal.size_bytes
+        run.end()
+        self._forget_old(run)
+
+    def _refuse(self, live: LiveSession, run: Run, failure: GatewayError | KernelsError) -> None:
+        """End a run that could not begin; who waits gets the failure, and the record tells it to all others."""
+        run.failure = failure
+        run.conclude(Status.DIED, _error(type(failure).__name__, str(failure)))
+        run.record.finished_at = now()
+        live.outbox.execution(run.record)
+        run.end()
         self._forget_old(run)
 
     # Looking back
@@ -311,7 +326,7 @@ class ExecutionService:
     async def stop_all(self) -> None:
         """End every run: those that wait do not begin, those under way are interrupted."""
         unfinished = [run for run in self._recent.values() if not run.finished.is_set()]
-        await asyncio.gather(*(run.stop(self._settings.interrupt_grace_s) for run in unfinished))
+        await asyncio.gather(*(run.stop(self._settings.interrupt_grace_s) for run in unfinished), return_exceptions=True)
 
     # One run in a session of its own
 

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,6 @@ class Journal:
         self._last = 0
         self._closed = False
         self._news: asyncio.Event = asyncio.Event()
-        self.followers = 0
 
     def add(self, kind: str, data: Any, size_bytes: int = 100) -> None:
         self._last += 1
@@ -43,25 +42,22 @@ class Journal:
         news, self._news = self._news, asyncio.Event()
         news.set()
 
-    async def follow(self, after: int = 0) -> AsyncIterator[Entry]:
+    async def follow(self, after: int = 0) -> AsyncGenerator[Entry, None]:
         """Every event after number `after`, until the journal is closed."""
-        self.followers += 1
-        try:
-            while True:
-                news = self._news
-                missed = self._entries[0].number - after - 1 if self._entries else 0
-                if missed > 0:
-                    after += missed
-                    yield Entry(after, "missed", {"count": missed}, 0)
-                for entry in self._after(after):
-                    after = entry.number
-                    yield entry
-                if self._last == after:
-                    if self._closed:
-                        return
-                    await news.wait()
-        finally:
-            self.followers -= 1
+        after = min(after, self._last)
+        while True:
+            news = self._news
+            missed = self._entries[0].number - after - 1 if self._entries else 0
+            if missed > 0:
+                after += missed
+                yield Entry(after, "missed", {"count": missed}, 0)
+            for entry in self._after(after):
+                after = entry.number
+                yield entry
+            if self._last == after:
+                if self._closed:
+                    return
+                await news.wait()
 
     def _after(self, number: int) -> list[Entry]:
         if not self._entries:

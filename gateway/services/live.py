@@ -5,18 +5,22 @@ through the session's outbox. One task owns each kernel from start to end.
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 from uuid import uuid4
+from weakref import WeakValueDictionary
 
 import zmq.asyncio
 
 from gateway.config import Settings
-from gateway.errors import Conflict, Exhausted, GatewayError, NoRoom, SessionNotFound
+from gateway.errors import Conflict, Exhausted, GatewayError, NoRoom, SessionNotFound, Stopping
 from gateway.metrics import Metrics
 from gateway.models.base import now
 from gateway.models.sessions import Move, Session, size_bytes
@@ -25,8 +29,8 @@ from gateway.services.recorder import Recorder, Spawn
 from gateway.services.runs import Run
 from gateway.states import State, check_move
 from gateway.stores.base import NO_CHANGES, SessionChanges, Store
-from kernels.engine import Engine, Exit, Launch, Limits, SetupStep
-from kernels.errors import StartFailed
+from kernels.engine import Engine, Exit, Kernelspec, Launch, Limits, SetupStep
+from kernels.errors import KernelsError, NoSuchKernelspec, StartFailed
 from kernels.kernel import Kernel, running
 from kernels.messages import Message
 from kernels.outputs import Outputs
@@ -62,6 +66,7 @@ class LiveSession:
         self.queue: deque[Run] = deque()
         self.current: Run | None = None
         self.closing: str | None = None
+        self.fresh = False  # no run yet on this kernel, though there were runs before
         self.active_at = time.monotonic()
         self.outbox = tools.recorder.outbox(session.uid, tools.settings.gateway_id, self._lost)
         self._tools = tools
@@ -71,6 +76,7 @@ class LiveSession:
         self._stop: asyncio.Future[str] | None = None
         self._owned = asyncio.Event()
         self._owned.set()
+        self._closed: asyncio.Future[None] | None = None
         self._setup_failure: str | None = None
         self._quiet = asyncio.Event()
         self._quiet.set()
@@ -130,20 +136,25 @@ class LiveSession:
 
         Raises `StartFailed`, `NoRoom`, `SessionNotFound` when it is being deleted.
         """
-        if self.closing is not None:
-            raise SessionNotFound(self.session.id)
-        self.touch()
-        if self.kernel is not None and not self.kernel.ended.done():
-            return self.kernel
-        await self._owned.wait() if self.kernel is not None else None
-        if self._started is None:
-            self._check_room()
-            self._started = asyncio.get_running_loop().create_future()
-            self._started.add_done_callback(lambda future: future.cancelled() or future.exception())
-            self._stop = asyncio.get_running_loop().create_future()
-            self._owned.clear()
-            self._tools.spawn(self._own(self._started, self._stop))
-        return await asyncio.shield(self._started)
+        while True:
+            if self.closing is not None:
+                raise SessionNotFound(self.session.id)
+            self.touch()
+            if self._started is None:
+                self._begin()
+            ending = self._stop is not None and self._stop.done()
+            if not ending and not (self.kernel is not None and self.kernel.ended.done()):
+                assert self._started is not None
+                return await asyncio.shield(self._started)
+            await self._owned.wait()
+
+    def _begin(self) -> None:
+        self._check_room()
+        loop = asyncio.get_running_loop()
+        self._started, self._stop = loop.create_future(), loop.create_future()
+        self._started.add_done_callback(lambda future: future.cancelled() or future.exception())
+        self._owned.clear()
+        self._tools.spawn(self._own(self._started, self._stop))
 
     @property
     def starting(self) -> bool:
@@ -151,44 +162,51 @@ class LiveSession:
 
     async def _own(self, started: asyncio.Future[Kernel], stop: asyncio.Future[str]) -> None:
         """The one task of a kernel, from launch to end."""
-        launch = self._launch()
-        metrics = self._tools.metrics
+        owner = asyncio.current_task()
+        assert owner is not None
+        stop.add_done_callback(lambda _: started.done() or owner.cancel())
         try:
+            launch = self._launch()
             await self._set_up(launch)
-            began = time.perf_counter()
-            await self._tools.starting.acquire()
-            waiting = True
-            try:
-                timeout_s = self._tools.settings.start_timeout_s
-                async with running(self._tools.engine, launch, self._tools.context, timeout_s) as kernel:
-                    self._tools.starting.release()
-                    waiting = False
-                    metrics.kernel_starts.labels("ok").inc()
-                    metrics.kernel_start_seconds.observe(time.perf_counter() - began)
-                    with metrics.kernels.track_inprogress():
-                        await self._serve(kernel, started, stop)
-            finally:
-                if waiting:
-                    self._tools.starting.release()
-        except StartFailed as error:
-            metrics.kernel_starts.labels("failed").inc()
+            await self._keep(launch, started, stop)
+        except asyncio.CancelledError:
+            if not stop.done():
+                raise
+            owner.uncancel()
+            self._failed(stop.result())
+            self._not_started(started, StartFailed(stop.result()))
+        except KernelsError as error:
+            self._tools.metrics.kernel_starts.labels("failed").inc()
             self._failed(str(error))
-            if not started.done():
-                started.set_exception(error)
+            self._not_started(started, StartFailed(str(error)))
         except Exception as error:
             log.exception("The kernel of session %r could not be kept", self.session.id)
             self._failed(f"Internal error: {type(error).__name__}")
-            if not started.done():
-                started.set_exception(StartFailed("The kernel could not be started."))
+            self._not_started(started, StartFailed("The kernel could not be started."))
         finally:
-            if not started.done():
-                started.set_exception(StartFailed("The start was given up."))
+            self._not_started(started, StartFailed("The start was given up."))
             self.kernel = None
             self._started = self._stop = None
             self._owned.set()
 
+    def _not_started(self, started: asyncio.Future[Kernel], why: StartFailed) -> None:
+        if not started.done():
+            started.set_exception(why)
+
+    async def _keep(self, launch: Launch, started: asyncio.Future[Kernel], stop: asyncio.Future[str]) -> None:
+        tools, began = self._tools, time.perf_counter()
+        async with contextlib.AsyncExitStack() as stack:
+            async with tools.starting:
+                kernel = await stack.enter_async_context(
+                    running(tools.engine, launch, tools.context, tools.settings.start_timeout_s)
+                )
+            tools.metrics.kernel_starts.labels("ok").inc()
+            tools.metrics.kernel_start_seconds.observe(time.perf_counter() - began)
+            with tools.metrics.kernels.track_inprogress():
+                await self._serve(kernel, started, stop)
+
     def _failed(self, why: str) -> None:
-        if self.session.state is not State.ERROR:
+        if self.session.state is not State.ERROR and self.closing is None:
             self.move(State.ERROR, why)
 
     async def _serve(self, kernel: Kernel, started: asyncio.Future[Kernel], stop: asyncio.Future[str]) -> None:
@@ -196,10 +214,12 @@ class LiveSession:
         self.kernel = kernel
         if self.session.state is State.ERROR:
             self.move(State.INIT)
+        self.fresh = self.session.run_count > 0
         self.move(State.READY, self._setup_failure)
         self.touch()
         started.set_result(kernel)
-        await asyncio.wait({kernel.ended, stop}, return_when=asyncio.FIRST_COMPLETED)
+        either: list[asyncio.Future[Any]] = [kernel.ended, stop]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if kernel.ended.done():
             self._died(kernel.ended.result())
         elif self.current is None and self.closing is None:
@@ -218,8 +238,6 @@ class LiveSession:
         if self._stop is not None:
             if not self._stop.done():
                 self._stop.set_result(reason)
-            if self._started is not None and not self._started.done():
-                await asyncio.wait({self._started})
             if self.kernel is not None and self.current is not None:
                 await self.kernel.process.kill(reason)
             await self._owned.wait()
@@ -228,8 +246,8 @@ class LiveSession:
         """End the kernel of a session that nobody uses. Raises `Conflict` when it is busy."""
         if self.busy:
             raise Conflict(f"Session {self.session.id!r} is running code.", session_id=self.session.id)
-        if self.kernel is None and not self.starting:
-            return
+        if self.kernel is None and self.starting:
+            raise Conflict(f"Session {self.session.id!r} is starting.", session_id=self.session.id)
         if self.session.state is State.READY:
             self.move(State.IDLE, reason)
         await self.stop_kernel(reason)
@@ -244,18 +262,41 @@ class LiveSession:
         await self.ready()
 
     async def close(self, reason: str) -> None:
-        """Let go of the session: no more runs, no kernel, nothing left to write."""
-        if self.closing is None:
+        """Let go of the session: no more runs, no kernel, nothing left to write. Goes on if the caller leaves."""
+        if self._closed is None:
             self.closing = reason
+            self._closed = asyncio.get_running_loop().create_future()
+            self._closed.add_done_callback(lambda future: future.cancelled() or future.exception())
+            self._tools.spawn(self._close(reason, self._closed))
+        await asyncio.shield(self._closed)
+
+    async def _close(self, reason: str, closed: asyncio.Future[None]) -> None:
+        try:
             for run in list(self.queue):
                 run.cancel()
             await self.stop_kernel(reason)
             await self._quiet.wait()
             self.settle(reason)
             self.events.close()
-        await self.outbox.flushed()
-        await self._tools.store.release_session(self.uid, self._tools.settings.gateway_id)
-        self._gone()
+            await self.outbox.flushed()
+            await self._tools.store.release_session(self.uid, self._tools.settings.gateway_id)
+        except GatewayError as error:
+            closed.set_exception(error)
+        finally:
+            self._gone()
+            if not closed.done():
+                closed.set_result(None)
+
+    async def closed(self) -> None:
+        """Wait until a session that is being let go of is gone from here."""
+        assert self._closed is not None
+        await asyncio.wait({self._closed})
+
+    async def recover(self, reason: str) -> None:
+        """After something unforeseen: no kernel, and a state from which the next run starts one."""
+        await self.stop_kernel(reason)
+        if self.session.state is State.BUSY:
+            self.move(State.ERROR, reason)
 
     def _launch(self) -> Launch:
         session, settings = self.session, self._tools.settings
@@ -270,7 +311,7 @@ class LiveSession:
         return Launch(
             kernel_id=str(uuid4()),
             place=session.uid,
-            spec=self._tools.engine.kernelspecs()[session.kernel],
+            spec=self._spec(),
             env=env,
             limits=Limits(
                 memory_bytes=size_bytes(limits.memory) if limits.memory else settings.memory_limit_bytes,
@@ -279,6 +320,12 @@ class LiveSession:
                 disk_bytes=size_bytes(limits.disk) if limits.disk else settings.disk_limit_bytes,
             ),
         )
+
+    def _spec(self) -> Kernelspec:
+        specs = self._tools.engine.kernelspecs()
+        if self.session.kernel not in specs:
+            raise NoSuchKernelspec(self.session.kernel, list(specs))
+        return specs[self.session.kernel]
 
     async def _set_up(self, launch: Launch) -> None:
         setup = self.session.setup
@@ -321,6 +368,8 @@ class Live:
         self._tools = tools
         self._by_id: dict[str, LiveSession] = {}
         self._holding: dict[str, asyncio.Future[LiveSession]] = {}
+        self._claims: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self.stopping = False  # no session is taken any more
 
     def __iter__(self) -> Iterator[LiveSession]:
         return iter(list(self._by_id.values()))
@@ -344,11 +393,10 @@ class Live:
 
     async def get(self, session_id: str) -> LiveSession:
         """Hold a session, taking it from the store if need be. Raises `SessionNotFound`, `SessionHeld`."""
-        live = self._by_id.get(session_id)
-        if live is not None:
-            if live.closing is not None:
-                raise SessionNotFound(session_id)
-            return live
+        while (live := self._by_id.get(session_id)) is not None:
+            if live.closing is None:
+                return live
+            await live.closed()
         if session_id not in self._holding:
             self._holding[session_id] = taking = asyncio.get_running_loop().create_future()
             taking.add_done_callback(lambda future: future.cancelled() or future.exception())
@@ -368,13 +416,25 @@ class Live:
             self._holding.pop(session_id, None)
 
     async def hold(self, session: Session) -> LiveSession:
-        """Claim a stored session for this gateway."""
-        settings = self._tools.settings
-        stale_before = now() - timedelta(seconds=settings.holder_timeout_s)
-        session = await self._tools.store.claim_session(session.uid, settings.gateway_id, stale_before)
-        if session.id in self._by_id:
-            return self._by_id[session.id]
-        return self._add(session)
+        """Claim a stored session for this gateway. Raises `SessionHeld`, `Stopping`."""
+        async with self.claiming(session.uid):
+            while (live := self._by_id.get(session.id)) is not None and live.uid == session.uid:
+                if live.closing is None:
+                    return live
+                await live.closed()
+            if self.stopping:
+                raise Stopping()
+            settings = self._tools.settings
+            stale_before = now() - timedelta(seconds=settings.holder_timeout_s)
+            session = await self._tools.store.claim_session(session.uid, settings.gateway_id, stale_before)
+            return self._add(session)
+
+    @asynccontextmanager
+    async def claiming(self, uid: str) -> AsyncIterator[None]:
+        """Who claims or releases a session in the store does it in here, so that nobody's claim is undone."""
+        lock = self._claims.setdefault(uid, asyncio.Lock())
+        async with lock:
+            yield
 
     def _add(self, session: Session) -> LiveSession:
         def gone() -> None:
@@ -382,6 +442,8 @@ class Live:
                 del self._by_id[session.id]
 
         live = LiveSession(session, self._tools, self.check_room, gone)
+        if (former := self._by_id.get(session.id)) is not None:  # it was deleted, and its id given to this one
+            self._tools.spawn(former.close("The session was deleted."))
         self._by_id[session.id] = live
         live.settle()
         return live

@@ -1,10 +1,12 @@
 """A run from the moment it is asked for: its record, its events, and the ways to end it early."""
 
 import asyncio
+import contextlib
 from typing import Any
 
 from gateway.models.executions import Execution, RunError, Status
 from gateway.services.journal import Journal
+from kernels.errors import KernelGone
 from kernels.kernel import Execution as Cell
 from kernels.kernel import Kernel
 from kernels.outputs import Event
@@ -25,6 +27,9 @@ class Run:
         self.finished = asyncio.Event()
         self.failure: Exception | None = None  # a refusal: it never ran, and nothing is recorded
         self.stopped_as: Status | None = None
+        self.interrupted = False  # the cell was sent an interrupt, which it may take or not
+        self.followers = 0
+        self.departures = 0
         self.waits_for_input = False
         self.answer: Any = None
         self.keep_on = False  # nobody need follow it
@@ -82,7 +87,7 @@ class Run:
     async def interrupt(self) -> None:
         """Send the interrupt; the cell may take it or not."""
         if self._kernel is not None and self.running:
-            self.stopped_as = Status.INTERRUPTED
+            self.interrupted = True
             await self._kernel.interrupt()
 
     async def stop(self, grace_s: float) -> None:
@@ -90,11 +95,12 @@ class Run:
         self.cancel()
         if self._kernel is not None and self._cell is not None and self.running:
             self.stopped_as = Status.INTERRUPTED
-            await self._kernel.stop(self._cell, grace_s)
+            with contextlib.suppress(KernelGone):
+                await self._kernel.stop(self._cell, grace_s)
         await self.finished.wait()
 
-    def refuse(self, failure: Exception) -> None:
-        self.failure = failure
+    def end(self) -> None:
+        """Nothing more will happen: let all know who wait."""
         self.journal.close()
         self.finished.set()
 

@@ -10,8 +10,9 @@ from typing import Any, Literal
 from uuid import uuid4
 
 from gateway.config import Settings
-from gateway.errors import Conflict, GatewayError, Invalid, NoRoom, NotFound, SessionExists, SessionNotFound
+from gateway.errors import Conflict, GatewayError, Invalid, NoRoom, NotFound, SessionExists, SessionNotFound, Stopping
 from gateway.models.base import now
+from gateway.models.labels import check_count
 from gateway.models.pages import Page, PageRequest, SessionFilter
 from gateway.models.sessions import (
     CreateSession, Deleted, DeletedMany, Move, Resources, Session, SessionAgent, UpdateSession, size_bytes,
@@ -91,14 +92,25 @@ class SessionService:
 
     async def _measure(self, session: Session) -> Session:
         """Files are counted when somebody looks, in sessions whose kernel may have changed them."""
-        live = self._live.find(session.id)
-        if session.deleted_at is not None or live is None:
+        if session.deleted_at is not None or self._live.find(session.id) is None:
             return session
+        return await self.count_files(session)
+
+    async def count_files(self, session: Session) -> Session:
+        """The document with its files counted now, kept if that is news."""
         usage = await (await self.workspace(session)).usage()
         measured = {"file_count": usage.file_count, "total_size_bytes": usage.total_bytes}
-        if live.session.file_count != usage.file_count or live.session.total_size_bytes != usage.total_bytes:
-            live.change(SessionChanges(replace=measured))
+        if measured != session.model_dump(include=set(measured)):
+            live = self._live.find(session.id)
+            if live is not None and live.uid == session.uid:
+                live.change(SessionChanges(replace=measured))
+            else:
+                await self._store.update_session(session.uid, SessionChanges(replace=measured), now())
         return session.model_copy(update=measured)
+
+    async def files_changed(self, session_id: str) -> None:
+        """Somebody has changed files from outside the kernel."""
+        await self.count_files(await self._find(session_id))
 
     # Files, which belong to a session whatever its state is
 
@@ -124,6 +136,8 @@ class SessionService:
     async def create(self, request: CreateSession, caller: str, *, start: bool = True) -> Session:
         """Keep a new session and begin to start its kernel. Raises `SessionExists`, `Invalid`."""
         self._recorder.check()
+        if self._live.stopping:
+            raise Stopping()
         spec, image_found = self._choose_kernel(request)
         at = now()
         session = Session(
@@ -195,9 +209,18 @@ class SessionService:
         for name, value in given.items():
             if value is None and name != "default_timeout":
                 raise Invalid(f"{name}: can't be null.", field=name)
+        if not replace_maps and "labels" in maps:
+            await self._check_label_count(session_id, maps["labels"])
         plain = {name: value for name, value in given.items() if name not in maps}
         changes = SessionChanges(replace={**plain, **maps}) if replace_maps else SessionChanges(plain, maps)
         return await self._change(session_id, changes)
+
+    async def _check_label_count(self, session_id: str, changes: dict[str, str | None]) -> None:
+        merged = {**(await self._find(session_id)).labels, **changes}
+        try:
+            check_count([key for key, value in merged.items() if value is not None])
+        except ValueError as error:
+            raise Invalid(f"labels: {error}", field="labels") from None
 
     async def set_labels(self, session_id: str, labels: dict[str, str]) -> dict[str, str]:
         return (await self._change(session_id, SessionChanges(replace={"labels": labels}))).labels
@@ -236,23 +259,33 @@ class SessionService:
     async def hibernate(self, session_id: str, reason: str = "It was put to sleep.") -> Session:
         """Raises `Conflict` while it runs code."""
         live = await self._live.get(session_id)
+        await self.count_files(live.session)
         await live.hibernate(reason)
         return live.session
 
     # Deleting
 
     async def delete(self, session_id: str, *, purge: bool = False) -> Deleted:
-        """Stop the kernel and soft-delete; `purge` removes files and document for good."""
+        """Stop the kernel and soft-delete; `purge` removes files and document for good. Goes on if the caller leaves."""
         self._recorder.check()
         live = await self._live.get(session_id)
-        await live.outbox.flushed()
-        deleted = await self._store.delete_session(live.uid, now())
-        await live.close("The session was deleted.")
-        if purge:
-            await self._store.purge_session(live.uid)
-            await self._engine.remove(live.uid)
-        assert deleted.deleted_at is not None
-        return Deleted(id=session_id, deleted_at=deleted.deleted_at)
+        deleted: asyncio.Future[Deleted] = asyncio.get_running_loop().create_future()
+        deleted.add_done_callback(lambda future: future.cancelled() or future.exception())
+        self._spawn(self._delete(live, purge, deleted))
+        return await asyncio.shield(deleted)
+
+    async def _delete(self, live: LiveSession, purge: bool, deleted: asyncio.Future[Deleted]) -> None:
+        try:
+            await live.outbox.flushed()
+            at = (await self._store.delete_session(live.uid, now())).deleted_at
+            assert at is not None
+            await live.close("The session was deleted.")
+            if purge:
+                await self._store.purge_session(live.uid)
+                await self._engine.remove(live.uid)
+            deleted.set_result(Deleted(id=live.session.id, deleted_at=at))
+        except Exception as error:
+            deleted.set_exception(error)
 
     async def delete_many(self, filter_: SessionFilter) -> DeletedMany:
         """Delete all that match. One that somebody else deletes meanwhile is left out."""

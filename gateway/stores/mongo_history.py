@@ -16,7 +16,7 @@ from gateway.models.pages import Page, PageRequest, decode, digest
 from gateway.stores.mongo_pieces import Pieces, PiecesGone
 from gateway.stores.mongo_reach import Reach, insert_missing
 from gateway.stores.mongo_schema import Document, older_than
-from gateway.stores.packing import FINISHED, Filling, dump_execution, load_execution_aside, pack_aside, rank, unpack
+from gateway.stores.packing import FINISHED, Filling, load_execution_aside, pack_aside, pack_execution, rank, unpack
 from gateway.stores.paging import executions_page, offset
 
 _AUDIT_BATCH = 500
@@ -30,7 +30,7 @@ class Restless(StoreAway):
 
 class MongoHistory(Reach):
     async def put_execution(self, execution: Execution) -> None:
-        packed = await pack_aside(dump_execution(execution))
+        packed = await pack_execution(execution)
         fields = {
             "session_uid": execution.session_uid,
             "queued_at": iso(execution.queued_at),

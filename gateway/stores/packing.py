@@ -12,6 +12,7 @@ from pydantic_core import PydanticSerializationError
 
 from gateway.models.executions import Execution, Status
 from gateway.models.pages import PageRequest
+from gateway.models.pieces import LARGE_CHARACTERS, execution_pieces, text_size
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -72,6 +73,22 @@ def pack(plain: bytes) -> bytes:
 
 def unpack(packed: bytes) -> bytes:
     return zstd.decompress(packed) if packed.startswith(_MAGIC) else packed
+
+
+async def pack_execution(execution: Execution) -> bytes:
+    """A record as bytes; one with much text is compressed piece by piece, off the event loop."""
+    if text_size(execution.outputs) <= LARGE_CHARACTERS:
+        return await pack_aside(dump_execution(execution))
+    try:
+        return await asyncio.to_thread(_pack_pieces, execution)
+    except PydanticSerializationError:
+        return await pack_aside(dump_execution(execution))
+
+
+def _pack_pieces(execution: Execution) -> bytes:
+    compressor = zstd.ZstdCompressor(1)
+    packed = [compressor.compress(piece) for piece in execution_pieces(execution)]
+    return b"".join([*packed, compressor.flush()])
 
 
 async def pack_aside(plain: bytes) -> bytes:

@@ -30,11 +30,11 @@ from gateway.models.sessions import Move, Session
 from gateway.stores.base import NO_CHANGES, SessionChanges, StateChanged, StoreClosed, check_moves
 from gateway.stores.packing import (
     Filling,
-    dump_execution,
     load_execution,
     load_execution_aside,
     pack,
     pack_aside,
+    pack_execution,
     rank,
     unpack,
 )
@@ -243,7 +243,7 @@ class SqliteStore:
             execution.session_uid,
             iso(execution.queued_at),
             rank(execution),
-            await pack_aside(dump_execution(execution)),
+            await pack_execution(execution),
         )
         await self._write(lambda connection: connection.execute(_PUT_EXECUTION, values))
 

@@ -23,7 +23,7 @@ from uuid import uuid4
 
 import psutil
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
-from jupyter_client.provisioning import LocalProvisioner as JupyterLocalProvisioner
+from jupyter_client.provisioning.local_provisioner import LocalProvisioner as JupyterLocalProvisioner
 
 from kernels.engine import Exit, Kernelspec, Launch, ProcessUsage, SetupStep, Workspace
 from kernels.engines import processes
@@ -79,9 +79,9 @@ class LocalProcess:
         return not self._waiting.done()
 
     async def _wait(self) -> Exit:
-        code = await processes.exited(self._process)
+        await processes.unreaped_exit(self._process)
         await asyncio.to_thread(processes.end_family, self.pid, self._mark)
-        return self._exit(code)
+        return self._exit(self._process.wait())
 
     def _exit(self, code: int) -> Exit:
         if self._out_of_memory:
@@ -97,10 +97,12 @@ class LocalProcess:
     async def ended(self) -> Exit:
         return await asyncio.shield(self._waiting)
 
-    async def interrupt(self) -> None:
+    async def interrupt(self, since: float) -> None:
         if self.running:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.pid, signal.SIGINT)
+            for pid in processes.group(self.pid):
+                if pid == self.pid or processes.started_since(pid, since):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGINT)
 
     async def kill(self, reason: str) -> None:
         if self.running:
@@ -121,12 +123,8 @@ class LocalProcess:
 
     async def kill_children(self, since: float) -> int:
         def end() -> int:
-            started = []
-            for process in processes.family(self.pid, self._mark):
-                with contextlib.suppress(psutil.Error):
-                    if process.pid != self.pid and process.create_time() >= since - 0.02:
-                        started.append(process)
-            return processes.end(started)
+            others = (one for one in processes.family(self.pid, self._mark) if one.pid != self.pid)
+            return processes.end(one for one in others if processes.started_since(one.pid, since))
 
         return await asyncio.to_thread(end) if self.running else 0
 
@@ -181,7 +179,7 @@ class LocalEngine:
         try:
             process = await self._launch(launch, folder)
             try:
-                record.write_text(json.dumps({"pid": process.pid, "kernel_id": launch.kernel_id}))
+                record.write_text(json.dumps({"pid": process.pid, "kernel_id": launch.kernel_id, "folder": str(folder)}))
                 self._running[launch.kernel_id] = process
                 yield process
             finally:
@@ -216,6 +214,7 @@ class LocalEngine:
                 await provisioner.launch_kernel(keywords.pop("cmd"), **keywords)
             except OSError as error:
                 raise StartFailed(f"The kernel {launch.spec.name!r} does not start: {error}") from None
+        assert provisioner.process is not None
         return LocalProcess(launch, provisioner.process, connection)
 
     async def _prepare(self, launch: Launch) -> tuple[Path, dict[str, str]]:
@@ -308,15 +307,25 @@ class LocalEngine:
         return Exit(code=code, reason="" if code == 0 else f"setup: {name!r} ended with {code}")
 
     async def end_orphans(self) -> int:
+        return await asyncio.to_thread(self._end_orphans)
+
+    def _end_orphans(self) -> int:
         count = 0
         for record in self._records.glob("*.json"):
             with contextlib.suppress(ValueError, KeyError, OSError):
                 found = json.loads(record.read_text())
-                mark = f"{_MARK}={found['kernel_id']}"
-                orphans = [one for one in processes.family(0, mark) if one.pid != os.getpid()]
-                count += bool(processes.end(orphans))
+                count += bool(processes.end_family(None, f"{_MARK}={found['kernel_id']}"))
+                shutil.rmtree(found["folder"], ignore_errors=True)
+                os.rmdir(os.path.dirname(found["folder"]))  # once it is empty
             record.unlink(missing_ok=True)
         return count
+
+    def abandon(self) -> None:
+        """End every kernel without waiting for anything: this process is about to end too."""
+        for process in self._running.values():
+            process.abandon()
+        if self._runtime is not None:
+            shutil.rmtree(self._runtime, ignore_errors=True)
 
     async def _watch_memory(self) -> None:
         """End kernels that use more than they may; those that use CPU are looked at often, idle ones seldom."""
@@ -335,6 +344,8 @@ class LocalEngine:
                         continue
                     seen[kernel_id] = used
                     _, memory_bytes, _ = processes.usage(process.pid)
+                    if memory_bytes > process.memory_limit_bytes:
+                        memory_bytes = await asyncio.to_thread(processes.shared_memory_bytes, process.pid)
                     if memory_bytes > process.memory_limit_bytes:
                         await process.kill_for_memory(memory_bytes)
             seen = {kernel_id: used for kernel_id, used in seen.items() if kernel_id in self._running}

@@ -8,45 +8,81 @@ import contextlib
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterable
 
 import psutil
 
+_TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+
 
 async def exited(process: "subprocess.Popen[bytes]") -> int:
     """Wait, without polling where the system can, for a child's return code (negative: its signal)."""
+    await unreaped_exit(process)
+    return process.wait()
+
+
+async def unreaped_exit(process: "subprocess.Popen[bytes]") -> None:
+    """Wait for a child's end; until somebody asks for its return code, no other process can have its number."""
     if not hasattr(os, "pidfd_open"):
-        return await asyncio.to_thread(process.wait)
+        await asyncio.to_thread(os.waitid, os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        return
     try:
         pidfd = os.pidfd_open(process.pid)
     except ProcessLookupError:
-        return process.wait()
+        return
     loop = asyncio.get_running_loop()
-    readable = loop.create_future()
-    loop.add_reader(pidfd, lambda: readable.done() or readable.set_result(None))
+    readable: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(pidfd, _set, readable)
     try:
         await readable
     finally:
         loop.remove_reader(pidfd)
         os.close(pidfd)
-    return process.wait()
 
 
-def family(pid: int, mark: str | None = None) -> list[psutil.Process]:
+def _set(readable: "asyncio.Future[None]") -> None:
+    if not readable.done():
+        readable.set_result(None)
+
+
+def family(pid: int | None, mark: str) -> list[psutil.Process]:
     """A process, its descendants, the others of its session, and all whose environment carries `mark`."""
     found: dict[int, psutil.Process] = {}
     with contextlib.suppress(psutil.Error):
-        root = psutil.Process(pid)
-        found[pid] = root
-        found.update((child.pid, child) for child in root.children(recursive=True))
+        if pid is not None:
+            root = psutil.Process(pid)
+            found[pid] = root
+            found.update((child.pid, child) for child in root.children(recursive=True))
     own = os.getpid()
     for other in psutil.process_iter():
         if other.pid in found or other.pid == own:
             continue
         with contextlib.suppress(psutil.Error, OSError):
-            if os.getsid(other.pid) == pid or (mark is not None and _carries(other.pid, mark)):
+            if (pid is not None and os.getsid(other.pid) == pid) or _carries(other.pid, mark):
                 found[other.pid] = other
     return list(found.values())
+
+
+def group(pid: int) -> list[int]:
+    """The processes of a process group."""
+    found = []
+    for other in psutil.pids():
+        with contextlib.suppress(OSError):
+            if os.getpgid(other) == pid:
+                found.append(other)
+    return found
+
+
+def started_since(pid: int, unix_time: float) -> bool:
+    """Whether a process was started at this time or later; False when it is gone.
+
+    Reckoned on the clock that processes are stamped with: the time that psutil tells is up to a second off.
+    """
+    since_boot = unix_time - time.time() + time.clock_gettime(time.CLOCK_BOOTTIME)
+    with contextlib.suppress(OSError, ValueError, IndexError), open(f"/proc/{pid}/stat", "rb") as stat:
+        return int(stat.read().rpartition(b")")[2].split()[19]) * _TICK_S >= since_boot - 2 * _TICK_S
+    return False
 
 
 def _carries(pid: int, mark: str) -> bool:
@@ -64,14 +100,16 @@ def end(processes: Iterable[psutil.Process]) -> int:
     return count
 
 
-def end_family(pid: int, mark: str) -> None:
-    """End a process and everything that it started, again until nothing is left."""
+def end_family(pid: int | None, mark: str) -> int:
+    """End a process and everything that it started, again until nothing is left; returns how many there were."""
+    count = 0
     for _ in range(10):
         alive = [one for one in family(pid, mark) if _runs(one)]
         if not alive:
-            return
-        end(alive)
+            break
+        count += end(alive)
         psutil.wait_procs([one for one in alive if one.pid != pid], timeout=0.2)
+    return count
 
 
 def _runs(process: psutil.Process) -> bool:
@@ -94,6 +132,17 @@ def usage(pid: int) -> tuple[float, int, int]:
         times = root.cpu_times()
         cpu_seconds += getattr(times, "children_user", 0) + getattr(times, "children_system", 0)
     return cpu_seconds, memory_bytes, count
+
+
+def shared_memory_bytes(pid: int) -> int:
+    """Memory of a process and its descendants, each page that they share counted once; slower than `usage`."""
+    total = 0
+    with contextlib.suppress(psutil.Error):
+        root = psutil.Process(pid)
+        for process in (root, *descendants(root)):
+            with contextlib.suppress(psutil.Error):
+                total += process.memory_full_info().pss
+    return total
 
 
 def descendants(root: psutil.Process) -> list[psutil.Process]:

@@ -28,7 +28,7 @@ from ipykernel.iostream import OutStream
 from ipykernel.ipkernel import IPythonKernel
 from ipykernel.kernelapp import IPKernelApp
 from jupyter_client.session import Session
-from traitlets import Type, default
+from traitlets import default
 
 _PIECE = 256 * 1024  # characters of one stream message
 _REMEMBERED_RUNS = 256
@@ -50,7 +50,7 @@ class Budgets:
         return self._left.get(msg_id) if msg_id else None
 
     def spend(self, msg_id: str | None, size: int) -> None:
-        if msg_id in self._left:
+        if msg_id is not None and msg_id in self._left:
             self._left[msg_id] -= size
 
 
@@ -141,7 +141,7 @@ class BoundedSession(Session):
         return {**content, "data": {"text/plain": note}, "metadata": {"truncated": True}}
 
 
-class GatewayKernel(IPythonKernel):  # type: ignore[misc]
+class GatewayKernel(IPythonKernel):
     """An IPython kernel that knows the gateway's own requests."""
 
     def __init__(self, **kwargs: Any) -> None:
@@ -183,14 +183,16 @@ class GatewayKernel(IPythonKernel):  # type: ignore[misc]
             reply = {"status": "ok", **self._look(action, **content)}
         except Exception as error:
             reply = {"status": "error", "ename": type(error).__name__, "evalue": str(error)}
+        assert self.session is not None
         self.session.send(stream, "session_gateway_reply", reply, parent, ident=ident)
 
 
     def _look(self, action: str, **arguments: Any) -> dict[str, Any]:
         """What is asked of the user's variables; answered by the thread of the control channel."""
-        names, variables = _namespace(), self.shell.user_ns
+        shell: Any = self.shell
+        names, variables = _namespace(), shell.user_ns
         if action == "list":
-            found = names.list_variables(variables, set(self.shell.user_ns_hidden))
+            found = names.list_variables(variables, set(shell.user_ns_hidden))
             part = found[arguments["offset"] : arguments["offset"] + arguments["limit"]]
             return {"variables": part, "count": len(part), "total_count": len(found)}
         operations = {"get": names.get_variable, "set": names.set_variable, "delete": names.delete_variable}
@@ -211,9 +213,7 @@ def _namespace() -> Any:
     return sys.modules[name]
 
 
-class GatewayKernelApp(IPKernelApp):  # type: ignore[misc]
-    kernel_class = Type(GatewayKernel, klass="ipykernel.kernelbase.Kernel").tag(config=True)
-
+class GatewayKernelApp(IPKernelApp):
     @default("session")
     def _bounded_session(self) -> Session:
         return BoundedSession(parent=self)
@@ -231,6 +231,7 @@ def main() -> None:
     app = GatewayKernelApp.instance()
     app.config.HistoryManager.enabled = False  # its file would be shared by every session of this user
     app.config.IPythonKernel._execute_sleep = 0.0
+    app.kernel_class = GatewayKernel
     app.initialize()
     app.start()
 

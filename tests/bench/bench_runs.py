@@ -26,6 +26,7 @@ import httpx2
 import psutil
 from jupyter_client.asynchronous.client import AsyncKernelClient
 from jupyter_client.manager import AsyncKernelManager
+from pydantic_core import from_json
 from tornado.websocket import WebSocketClientConnection, websocket_connect
 
 from tests.gateways import gateway_process
@@ -51,13 +52,39 @@ class Side(Protocol):
     def memory_bytes(self) -> int: ...
 
 
+class Connections:
+    """Keep-alive HTTP without the cost of a full client, which would be measured along."""
+
+    def __init__(self, url: str) -> None:
+        self._host, _, port = url.removeprefix("http://").partition(":")
+        self._port = int(port)
+        self._free: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+
+    async def call(self, method: str, path: str, body: Any = None) -> Any:
+        connection = self._free.pop() if self._free else await self._connect()
+        reader, writer = connection
+        sent = b"" if body is None else json.dumps(body).encode()
+        head = f"{method} {path} HTTP/1.1\r\nHost: {self._host}:{self._port}\r\nContent-Type: application/json\r\n"
+        writer.write(f"{head}Content-Length: {len(sent)}\r\n\r\n".encode() + sent)
+        answer_head = (await reader.readuntil(b"\r\n\r\n")).lower()
+        length = int(answer_head.partition(b"content-length: ")[2].partition(b"\r\n")[0])
+        answer = from_json(await reader.readexactly(length))
+        self._free.append(connection)
+        return answer
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await asyncio.open_connection(self._host, self._port, limit=1 << 28)
+        writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return reader, writer
+
+
 class OurSession:
-    def __init__(self, http: httpx2.AsyncClient, session_id: str) -> None:
+    def __init__(self, http: Connections, session_id: str) -> None:
         self._http = http
         self._path = f"/api/sessions/{session_id}/run"
 
     async def run(self, code: str) -> int:
-        answer = (await self._http.post(self._path, json={"code": code})).json()
+        answer = await self._http.call("POST", self._path, {"code": code})
         assert answer["status"] == "ok", answer
         return len(answer["stdout"])
 
@@ -66,17 +93,16 @@ class Ours:
     name = "session-gateway"
 
     def __init__(self, url: str, pid: int) -> None:
-        limits = httpx2.Limits(max_connections=64, max_keepalive_connections=64)
-        self._http = httpx2.AsyncClient(base_url=url, timeout=120, trust_env=False, limits=limits)
+        self._http = Connections(url)
         self._pid = pid
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[OurSession]:
-        created = (await self._http.post("/api/sessions", json={})).json()
+        created = await self._http.call("POST", "/api/sessions", {})
         try:
             yield OurSession(self._http, created["id"])
         finally:
-            await self._http.delete(f"/api/sessions/{created['id']}", params={"purge": "true"})
+            await self._http.call("DELETE", f"/api/sessions/{created['id']}?purge=true")
 
     def memory_bytes(self) -> int:
         return int(psutil.Process(self._pid).memory_info().rss)
@@ -104,7 +130,7 @@ class WebsocketSession:
         while not (replied and idle):
             received = await self._connection.read_message()
             assert received is not None
-            answer = json.loads(received)
+            answer = from_json(received)
             if answer["parent_header"].get("msg_id") != msg_id:
                 continue
             if answer["msg_type"] == "stream":

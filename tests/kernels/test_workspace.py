@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from kernels.engine import Usage, Workspace
 from kernels.errors import BadPath, FileConflict, NoSuchFile, OutsideWorkspace, QuotaExceeded, WorkspaceError
-from kernels.workspace import LocalWorkspace, Usage, Workspace
+from kernels.workspace import LocalWorkspace
 
 MIB = 1 << 20
 
@@ -29,7 +30,7 @@ def root(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def workspace(root: Path) -> Workspace:
+def workspace(root: Path) -> LocalWorkspace:
     return LocalWorkspace(root, quota_bytes=10 * MIB)
 
 
@@ -54,7 +55,7 @@ def everything(root: Path) -> dict[str, bytes | None]:
 # Reading and writing
 
 
-async def test_what_was_written_is_read(workspace: Workspace, root: Path) -> None:
+async def test_what_was_written_is_read(workspace: LocalWorkspace, root: Path) -> None:
     info = await workspace.write("a/b/hello.txt", pieces(b"hello ", b"world"))
 
     assert await read(workspace, "a/b/hello.txt") == b"hello world"
@@ -68,13 +69,15 @@ async def test_what_was_written_is_read(workspace: Workspace, root: Path) -> Non
     ("start", "end", "expected"),
     [(0, None, b"0123456789"), (3, None, b"3456789"), (3, 5, b"34"), (0, 0, b""), (8, 99, b"89"), (50, None, b"")],
 )
-async def test_a_range_of_a_file_is_read(workspace: Workspace, start: int, end: int | None, expected: bytes) -> None:
+async def test_a_range_of_a_file_is_read(
+    workspace: LocalWorkspace, start: int, end: int | None, expected: bytes
+) -> None:
     await workspace.write("digits", pieces(b"0123456789"))
 
     assert await read(workspace, "digits", start=start, end=end) == expected
 
 
-async def test_a_large_file_comes_in_pieces_of_a_mebibyte(workspace: Workspace) -> None:
+async def test_a_large_file_comes_in_pieces_of_a_mebibyte(workspace: LocalWorkspace) -> None:
     content = os.urandom(3 * MIB + 17)
     await workspace.write("large", pieces(*(content[start : start + 1000] for start in range(0, len(content), 1000))))
 
@@ -84,17 +87,17 @@ async def test_a_large_file_comes_in_pieces_of_a_mebibyte(workspace: Workspace) 
     assert [len(piece) for piece in read_pieces] == [MIB, MIB, MIB, 17]
 
 
-async def test_a_reader_that_leaves_closes_the_file(workspace: Workspace) -> None:
+async def test_a_reader_that_leaves_closes_the_file(workspace: LocalWorkspace) -> None:
     await workspace.write("large", pieces(bytes(3 * MIB)))
     before = set(os.listdir("/dev/fd"))
 
-    async with aclosing(workspace.read("large")) as reader:  # type: ignore[type-var]
+    async with aclosing(workspace.read("large")) as reader:
         await anext(reader)
 
     assert len(os.listdir("/dev/fd")) == len(before)
 
 
-async def test_an_existing_file_keeps_its_permissions(workspace: Workspace, root: Path) -> None:
+async def test_an_existing_file_keeps_its_permissions(workspace: LocalWorkspace, root: Path) -> None:
     (root / "script").touch(mode=0o700)
     (root / "script").chmod(0o4751)
 
@@ -103,7 +106,7 @@ async def test_an_existing_file_keeps_its_permissions(workspace: Workspace, root
     assert info.mode == 0o751
 
 
-async def test_a_link_inside_is_written_through(workspace: Workspace, root: Path) -> None:
+async def test_a_link_inside_is_written_through(workspace: LocalWorkspace, root: Path) -> None:
     (root / "folder").mkdir()
     (root / "link").symlink_to("folder/file")
 
@@ -113,7 +116,7 @@ async def test_a_link_inside_is_written_through(workspace: Workspace, root: Path
     assert (root / "link").is_symlink()
 
 
-async def test_a_link_that_leads_out_is_neither_read_nor_written(workspace: Workspace, root: Path) -> None:
+async def test_a_link_that_leads_out_is_neither_read_nor_written(workspace: LocalWorkspace, root: Path) -> None:
     secret = root.parent / "secret"
     (root / "link").symlink_to(secret)
     (root / "folder").symlink_to("..")
@@ -129,7 +132,7 @@ async def test_a_link_that_leads_out_is_neither_read_nor_written(workspace: Work
     assert secret.read_text() == "secret"
 
 
-async def test_a_refused_path_is_refused_before_a_byte_is_taken(workspace: Workspace) -> None:
+async def test_a_refused_path_is_refused_before_a_byte_is_taken(workspace: LocalWorkspace) -> None:
     async def never() -> AsyncIterator[bytes]:
         raise AssertionError
         yield b""
@@ -139,7 +142,7 @@ async def test_a_refused_path_is_refused_before_a_byte_is_taken(workspace: Works
             await workspace.write(path, never())
 
 
-async def test_a_folder_can_be_neither_read_nor_written_as_a_file(workspace: Workspace, root: Path) -> None:
+async def test_a_folder_can_be_neither_read_nor_written_as_a_file(workspace: LocalWorkspace, root: Path) -> None:
     (root / "folder").mkdir()
     (root / "link").symlink_to("folder")
     (root / "round").symlink_to(".")
@@ -151,7 +154,7 @@ async def test_a_folder_can_be_neither_read_nor_written_as_a_file(workspace: Wor
             await workspace.write(path, pieces(b"x"))
 
 
-async def test_a_file_can_not_be_a_parent(workspace: Workspace, root: Path) -> None:
+async def test_a_file_can_not_be_a_parent(workspace: LocalWorkspace, root: Path) -> None:
     (root / "file").touch()
 
     with pytest.raises(FileConflict):
@@ -160,7 +163,7 @@ async def test_a_file_can_not_be_a_parent(workspace: Workspace, root: Path) -> N
     assert everything(root) == {"file": b""}
 
 
-async def test_a_fifo_a_socket_or_a_device_never_blocks(workspace: Workspace, root: Path) -> None:
+async def test_a_fifo_a_socket_or_a_device_never_blocks(workspace: LocalWorkspace, root: Path) -> None:
     os.mkfifo(root / "fifo")
     names = ["fifo", "socket"]
     with socket.socket(socket.AF_UNIX) as server:
@@ -178,7 +181,7 @@ async def test_a_fifo_a_socket_or_a_device_never_blocks(workspace: Workspace, ro
             assert (await workspace.info(name)).type == "other"
 
 
-async def test_a_missing_file_is_no_such_file(workspace: Workspace) -> None:
+async def test_a_missing_file_is_no_such_file(workspace: LocalWorkspace) -> None:
     with pytest.raises(NoSuchFile):
         await read(workspace, "missing")
     with pytest.raises(NoSuchFile):
@@ -191,7 +194,7 @@ async def test_a_missing_file_is_no_such_file(workspace: Workspace) -> None:
         await workspace.move("missing", "there")
 
 
-async def test_a_cancelled_write_leaves_the_old_file_and_nothing_else(workspace: Workspace, root: Path) -> None:
+async def test_a_cancelled_write_leaves_the_old_file_and_nothing_else(workspace: LocalWorkspace, root: Path) -> None:
     await workspace.write("file", pieces(b"old"))
     started = asyncio.Event()
 
@@ -211,7 +214,7 @@ async def test_a_cancelled_write_leaves_the_old_file_and_nothing_else(workspace:
     assert await workspace.usage() == Usage(1, 3)
 
 
-async def test_a_write_may_be_cancelled_at_any_moment(workspace: Workspace, root: Path) -> None:
+async def test_a_write_may_be_cancelled_at_any_moment(workspace: LocalWorkspace, root: Path) -> None:
     await workspace.write("file", pieces(b"old"))
     descriptors = len(os.listdir("/dev/fd"))
 
@@ -227,7 +230,7 @@ async def test_a_write_may_be_cancelled_at_any_moment(workspace: Workspace, root
     assert len(os.listdir("/dev/fd")) == descriptors
 
 
-async def test_a_sender_that_fails_leaves_the_old_file(workspace: Workspace, root: Path) -> None:
+async def test_a_sender_that_fails_leaves_the_old_file(workspace: LocalWorkspace, root: Path) -> None:
     await workspace.write("file", pieces(b"old"))
 
     async def failing() -> AsyncIterator[bytes]:
@@ -240,7 +243,7 @@ async def test_a_sender_that_fails_leaves_the_old_file(workspace: Workspace, roo
     assert everything(root) == {"file": b"old"}
 
 
-async def test_a_write_in_progress_is_not_shown(workspace: Workspace) -> None:
+async def test_a_write_in_progress_is_not_shown(workspace: LocalWorkspace) -> None:
     await workspace.write("file", pieces(b"old"))
     seen = []
 
@@ -272,7 +275,7 @@ async def test_what_a_crash_left_behind_is_hidden_and_later_deleted(root: Path) 
 # What fits
 
 
-async def test_the_quota_is_kept_while_streaming(workspace: Workspace, root: Path) -> None:
+async def test_the_quota_is_kept_while_streaming(workspace: LocalWorkspace, root: Path) -> None:
     await workspace.write("file", pieces(b"old"))
     sent = 0
 
@@ -290,7 +293,7 @@ async def test_the_quota_is_kept_while_streaming(workspace: Workspace, root: Pat
     assert everything(root) == {"file": b"old"}
 
 
-async def test_the_bytes_of_the_file_replaced_count_as_free(workspace: Workspace) -> None:
+async def test_the_bytes_of_the_file_replaced_count_as_free(workspace: LocalWorkspace) -> None:
     await workspace.write("file", pieces(bytes(9 * MIB)))
 
     await workspace.write("file", pieces(bytes(10 * MIB)))
@@ -300,7 +303,7 @@ async def test_the_bytes_of_the_file_replaced_count_as_free(workspace: Workspace
     assert (await workspace.usage()).total_bytes == 10 * MIB
 
 
-async def test_a_workspace_over_its_quota_can_still_be_made_smaller(workspace: Workspace, root: Path) -> None:
+async def test_a_workspace_over_its_quota_can_still_be_made_smaller(workspace: LocalWorkspace, root: Path) -> None:
     (root / "huge").write_bytes(bytes(20 * MIB))
 
     await workspace.write("huge", pieces(bytes(15 * MIB)))
@@ -311,7 +314,7 @@ async def test_a_workspace_over_its_quota_can_still_be_made_smaller(workspace: W
     await workspace.write("other", pieces(b"x"))
 
 
-async def test_writes_at_once_share_the_quota(workspace: Workspace) -> None:
+async def test_writes_at_once_share_the_quota(workspace: LocalWorkspace) -> None:
     results = await asyncio.gather(
         *(workspace.write(str(number), pieces(*[bytes(MIB)] * 3)) for number in range(6)), return_exceptions=True
     )
@@ -371,7 +374,7 @@ async def test_a_full_disk_is_a_clear_error(small_disk: Path) -> None:
     assert everything(root) == {"file": b"old"}
 
 
-async def test_usage_counts_files_and_hard_links_once(workspace: Workspace, root: Path) -> None:
+async def test_usage_counts_files_and_hard_links_once(workspace: LocalWorkspace, root: Path) -> None:
     (root / "folder").mkdir()
     (root / "folder" / "file").write_bytes(bytes(1000))
     (root / "again").hardlink_to(root / "folder" / "file")
@@ -382,7 +385,7 @@ async def test_usage_counts_files_and_hard_links_once(workspace: Workspace, root
     assert await workspace.usage() == Usage(3, 1000 + len("folder") + (5 << 30))
 
 
-async def test_usage_is_measured_at_most_once_a_second(workspace: Workspace, root: Path) -> None:
+async def test_usage_is_measured_at_most_once_a_second(workspace: LocalWorkspace, root: Path) -> None:
     await workspace.write("ours", pieces(b"12"))
     before = await workspace.usage()
     (root / "theirs").write_bytes(b"345")
@@ -401,7 +404,7 @@ async def test_usage_is_measured_at_most_once_a_second(workspace: Workspace, roo
 # Listing
 
 
-async def test_a_folder_is_listed_sorted(workspace: Workspace, root: Path) -> None:
+async def test_a_folder_is_listed_sorted(workspace: LocalWorkspace, root: Path) -> None:
     for path in ("b/2", "b/1", "a/x/y", "c"):
         await workspace.write(path, pieces(b"x"))
     (root / "empty").mkdir()
@@ -413,7 +416,7 @@ async def test_a_folder_is_listed_sorted(workspace: Workspace, root: Path) -> No
     assert await paths(workspace, "empty") == []
 
 
-async def test_a_list_tells_what_each_thing_is(workspace: Workspace, root: Path) -> None:
+async def test_a_list_tells_what_each_thing_is(workspace: LocalWorkspace, root: Path) -> None:
     await workspace.write("file", pieces(b"123"))
     (root / "folder").mkdir(mode=0o750)
     (root / "link").symlink_to("/etc/passwd")
@@ -430,7 +433,7 @@ async def test_a_list_tells_what_each_thing_is(workspace: Workspace, root: Path)
     assert (infos["file"].size, infos["file"].mode, infos["folder"].mode) == (3, 0o644, 0o750)
 
 
-async def test_a_recursive_list_follows_no_link(workspace: Workspace, root: Path) -> None:
+async def test_a_recursive_list_follows_no_link(workspace: LocalWorkspace, root: Path) -> None:
     await workspace.write("folder/file", pieces(b"x"))
     (root / "folder" / "up").symlink_to("..")
     (root / "folder" / "out").symlink_to("/")
@@ -443,7 +446,7 @@ async def test_a_recursive_list_follows_no_link(workspace: Workspace, root: Path
 
 
 @pytest.mark.parametrize("name", [b"caf\xe9.txt", rb"caf\xe9.txt", rb"C:\temp\new", b"tab\tnewline\n", b"%FF"])
-async def test_an_odd_name_is_listed_read_moved_and_deleted(workspace: Workspace, root: Path, name: bytes) -> None:
+async def test_an_odd_name_is_listed_read_moved_and_deleted(workspace: LocalWorkspace, root: Path, name: bytes) -> None:
     (root / os.fsdecode(name)).write_bytes(b"odd")
 
     [shown] = await paths(workspace)
@@ -456,7 +459,7 @@ async def test_an_odd_name_is_listed_read_moved_and_deleted(workspace: Workspace
     assert await paths(workspace) == ["folder"]
 
 
-async def test_a_file_from_an_impossible_year_can_be_listed(workspace: Workspace, root: Path) -> None:
+async def test_a_file_from_an_impossible_year_can_be_listed(workspace: LocalWorkspace, root: Path) -> None:
     (root / "file").touch()
     os.utime(root / "file", (0, 2**40))
 
@@ -465,7 +468,7 @@ async def test_a_file_from_an_impossible_year_can_be_listed(workspace: Workspace
     assert info.modified_at.year > 2400
 
 
-async def test_ten_thousand_files_are_listed_fast(workspace: Workspace, root: Path) -> None:
+async def test_ten_thousand_files_are_listed_fast(workspace: LocalWorkspace, root: Path) -> None:
     for folder in range(100):
         (root / f"{folder:02}").mkdir()
         for number in range(100):
@@ -483,7 +486,7 @@ async def test_ten_thousand_files_are_listed_fast(workspace: Workspace, root: Pa
 # Deleting and moving
 
 
-async def test_a_file_a_link_and_a_folder_are_deleted(workspace: Workspace, root: Path) -> None:
+async def test_a_file_a_link_and_a_folder_are_deleted(workspace: LocalWorkspace, root: Path) -> None:
     await workspace.write("folder/deep/file", pieces(b"x"))
     (root / "folder" / "deep" / "out").symlink_to(root.parent)
     (root / "link").symlink_to("folder")
@@ -501,7 +504,7 @@ async def test_a_file_a_link_and_a_folder_are_deleted(workspace: Workspace, root
 
 
 @pytest.mark.parametrize("path", ["", "."])
-async def test_the_workspace_itself_is_not_deleted_or_moved(workspace: Workspace, path: str) -> None:
+async def test_the_workspace_itself_is_not_deleted_or_moved(workspace: LocalWorkspace, path: str) -> None:
     with pytest.raises(BadPath):
         await workspace.delete(path)
     with pytest.raises(BadPath):
@@ -510,7 +513,7 @@ async def test_the_workspace_itself_is_not_deleted_or_moved(workspace: Workspace
         await workspace.move("inside", path)
 
 
-async def test_a_move_makes_the_folders_of_its_target(workspace: Workspace, root: Path) -> None:
+async def test_a_move_makes_the_folders_of_its_target(workspace: LocalWorkspace, root: Path) -> None:
     await workspace.write("file", pieces(b"x"))
 
     info = await workspace.move("file", "a/b/moved")
@@ -519,7 +522,7 @@ async def test_a_move_makes_the_folders_of_its_target(workspace: Workspace, root
     assert everything(root) == {"a": None, "a/b": None, "a/b/moved": b"x"}
 
 
-async def test_a_move_overwrites_only_when_told(workspace: Workspace, root: Path) -> None:
+async def test_a_move_overwrites_only_when_told(workspace: LocalWorkspace, root: Path) -> None:
     await workspace.write("new", pieces(b"new"))
     await workspace.write("old", pieces(b"old"))
 
@@ -532,7 +535,9 @@ async def test_a_move_overwrites_only_when_told(workspace: Workspace, root: Path
     assert await workspace.usage() == Usage(1, 3)
 
 
-async def test_a_folder_is_moved_whole_but_never_overwritten_or_into_itself(workspace: Workspace, root: Path) -> None:
+async def test_a_folder_is_moved_whole_but_never_overwritten_or_into_itself(
+    workspace: LocalWorkspace, root: Path
+) -> None:
     await workspace.write("folder/file", pieces(b"x"))
     await workspace.write("file", pieces(b"x"))
     (root / "other").mkdir()
@@ -547,7 +552,7 @@ async def test_a_folder_is_moved_whole_but_never_overwritten_or_into_itself(work
     assert await paths(workspace) == ["file", "other", "other/moved", "other/moved/file", "way"]
 
 
-async def test_a_move_never_leaves_the_workspace(workspace: Workspace, root: Path) -> None:
+async def test_a_move_never_leaves_the_workspace(workspace: LocalWorkspace, root: Path) -> None:
     await workspace.write("file", pieces(b"x"))
     (root / "out").symlink_to("..")
 
@@ -558,7 +563,7 @@ async def test_a_move_never_leaves_the_workspace(workspace: Workspace, root: Pat
     assert sorted(os.listdir(root.parent)) == ["secret", "workspace"]
 
 
-async def test_one_name_of_a_file_moved_over_another_is_gone(workspace: Workspace, root: Path) -> None:
+async def test_one_name_of_a_file_moved_over_another_is_gone(workspace: LocalWorkspace, root: Path) -> None:
     await workspace.write("one", pieces(b"x"))
     (root / "two").hardlink_to(root / "one")
 
@@ -571,7 +576,7 @@ async def test_one_name_of_a_file_moved_over_another_is_gone(workspace: Workspac
 # While others work on the same files
 
 
-async def test_a_folder_swapped_for_a_link_lets_nothing_in_or_out(workspace: Workspace, root: Path) -> None:
+async def test_a_folder_swapped_for_a_link_lets_nothing_in_or_out(workspace: LocalWorkspace, root: Path) -> None:
     outside = root.parent / "outside"
     outside.mkdir()
     (outside / "file").write_bytes(b"secret")
@@ -612,7 +617,7 @@ async def test_a_folder_swapped_for_a_link_lets_nothing_in_or_out(workspace: Wor
     assert everything(outside) == {"file": b"secret"}
 
 
-async def test_deleting_gets_through_while_files_are_added(workspace: Workspace, root: Path) -> None:
+async def test_deleting_gets_through_while_files_are_added(workspace: LocalWorkspace, root: Path) -> None:
     (root / "folder" / "deep").mkdir(parents=True)
     over = threading.Event()
 
@@ -638,7 +643,7 @@ async def test_deleting_gets_through_while_files_are_added(workspace: Workspace,
 # The end
 
 
-async def test_remove_takes_everything_and_may_be_repeated(workspace: Workspace, root: Path) -> None:
+async def test_remove_takes_everything_and_may_be_repeated(workspace: LocalWorkspace, root: Path) -> None:
     await workspace.write("a/b/c", pieces(b"x"))
     (root / "a" / "b").chmod(0)
     (root / "out").symlink_to("..")

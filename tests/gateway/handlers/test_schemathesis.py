@@ -1,0 +1,57 @@
+"""Schemathesis asks every operation of the OpenAPI document with data that fits it and data that does not.
+
+No answer is a 500, and each is one that the document names, in the shape that it says.
+"""
+
+from collections.abc import AsyncIterator
+
+import httpx2
+import pytest
+import pytest_asyncio
+import schemathesis
+from hypothesis import HealthCheck, Phase, settings
+from schemathesis import Case
+from schemathesis.checks import CHECKS
+from schemathesis.generation import GenerationMode
+
+from gateway.handlers.openapi import document
+from gateway.handlers.routes import ROUTES
+from tests.gateways import GatewayProcess, gateway_process
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+
+SESSION = "fuzzed"
+ENDLESS = "/api/sessions/{session_id}/events"  # its answer ends with the session; tests of events follow it
+
+# A 503 is an answer like others when there is no room for one more kernel, and what fits the document may still be refused:
+# a page token that was never given out, a selector that is no selector, a file that is not there.
+not_a_server_error, positive_data_acceptance = CHECKS.get_by_names(["not_a_server_error", "positive_data_acceptance"])
+
+schemathesis.serializer.alias("application/zstd", "application/octet-stream")
+schema = schemathesis.openapi.from_dict(document(ROUTES)).exclude(path=ENDLESS)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[GatewayProcess]:
+    """A gateway for few kernels: sessions that nobody asked to run are created without one."""
+    data_dir = tmp_path_factory.mktemp("fuzzed") / "data"
+    async with gateway_process(data_dir, live_limit=2, auto_create=False, log_level="WARNING") as started:
+        yield started
+
+
+@schema.parametrize()
+@settings(max_examples=15, deadline=None, database=None, suppress_health_check=list(HealthCheck),
+          phases=[Phase.explicit, Phase.generate])  # fmt: skip
+def test_no_answer_is_a_500_or_one_that_the_document_does_not_name(fuzzed: GatewayProcess, case: Case) -> None:
+    httpx2.post(f"{fuzzed.url}/api/sessions", json={"id": SESSION}, trust_env=False)
+    if isinstance(case.body, dict):
+        case.body.pop("setup", None)  # it would be installed
+    if case.meta is not None and case.meta.generation.mode is GenerationMode.POSITIVE:
+        case.headers.pop("Idempotency-Key", None)  # the same one for two bodies is refused
+        if "session_id" in case.path_parameters:
+            case.path_parameters["session_id"] = SESSION
+
+    answer = case.call(base_url=fuzzed.url, timeout=60)
+
+    assert answer.status_code != 500
+    case.validate_response(answer, excluded_checks=[not_a_server_error, positive_data_acceptance])
