@@ -167,6 +167,7 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
     with claimed(settings.data_dir) as gateway_id:
         if "gateway_id" not in settings.model_fields_set:
             settings = settings.model_copy(update={"gateway_id": gateway_id})
+        sockets = _bind(settings)
         store, engine, metrics = make_store(settings), LocalEngine(settings.data_dir), Metrics()
         context = zmq.asyncio.Context()
         context.set(zmq.MAX_SOCKETS, _MOST_SOCKETS)
@@ -175,7 +176,6 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
                 orphans = await engine.end_orphans()
                 if orphans:
                     log.warning("%d kernels of an earlier gateway were ended", orphans)
-                sockets = _bind(settings)
                 url = _url(settings, sockets)
                 services = _services(settings, store, engine, metrics, context, background, url)
                 supervisor = Supervisor(settings, store, services.live, services.recorder)

@@ -170,10 +170,10 @@ class ExecutionService:
             return self._finish(live, run, Status.INTERRUPTED, _error("KeyboardInterrupt", "It was cancelled before it began."))
         try:
             kernel = await live.ready()
-        except StartFailed as error:
-            return self._finish(live, run, Status.DIED, _error("KernelDied", str(error)), state_kept=False)
             if run.env:
                 kernel.check_run_env()
+        except StartFailed as error:
+            return self._finish(live, run, Status.DIED, _error("KernelDied", str(error)), state_kept=False)
         except (GatewayError, NotOffered) as error:
             return self._refuse(live, run, error)
         if run.stopped_as is not None:

@@ -80,8 +80,8 @@ class IntrospectionService:
                 return reply
             case "missing":
                 raise VariableNotFound(f"No variable {arguments.get('name')!r}.", name=arguments.get("name"))
-            case other:
-                raise Invalid(f"name: {other}", field="name")
+            case _:
+                raise Invalid("name: can't be the name of a variable.", field="name")
 
 
 def _reply(content: dict[str, Any]) -> dict[str, Any]:

@@ -70,8 +70,8 @@ def write_move(
 ) -> None:
     connection.execute(
         "INSERT INTO moves (uid, number, at, before, after, reason)"
-        " VALUES (?1, (SELECT coalesce(max(number), 0) + 1 FROM moves WHERE uid = ?1), ?2, ?3, ?4, ?5)",
-        (uid, iso(at), before, after, reason),
+        " VALUES (?, (SELECT coalesce(max(number), 0) + 1 FROM moves WHERE uid = ?), ?, ?, ?, ?)",
+        (uid, uid, iso(at), before, after, reason),
     )
 
 

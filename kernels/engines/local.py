@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 _LAUNCHER = str(Path(__file__).parent.parent / "inside" / "launcher.py")
 _CHANNELS = ("shell", "iopub", "stdin", "control", "hb")
 _MARK = "SESSION_GATEWAY_KERNEL"
+_REMEMBERED_WORKSPACES = 2000
 _LOG_LIMIT_BYTES = 4_000_000
 _PASSED_ON = (
     "LANG", "LANGUAGE", "LC_", "TZ", "TERM", "SSL_CERT_", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "PIP_", "NPM_CONFIG_",
@@ -144,6 +145,7 @@ class LocalEngine:
         self._specs: dict[str, Kernelspec] = {}
         self._interpreters: dict[str, Interpreter] = {}
         self._running: dict[str, LocalProcess] = {}
+        self._workspaces: dict[str, tuple[int | None, LocalWorkspace]] = {}  # each knows what it holds, for its quota
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[None]:
@@ -259,9 +261,15 @@ class LocalEngine:
     async def workspace(self, place: str, disk_bytes: int | None) -> Workspace:
         root = self._place(place) / "workspace"
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
-        return LocalWorkspace(root, disk_bytes)
+        known = self._workspaces.get(place)
+        if known is None or known[0] != disk_bytes:
+            while len(self._workspaces) >= _REMEMBERED_WORKSPACES:
+                del self._workspaces[next(iter(self._workspaces))]
+            known = self._workspaces[place] = disk_bytes, LocalWorkspace(root, disk_bytes)
+        return known[1]
 
     async def remove(self, place: str) -> None:
+        self._workspaces.pop(place, None)
         await (await self.workspace(place, None)).remove()
         await asyncio.to_thread(shutil.rmtree, self._place(place), ignore_errors=True)
 

@@ -10,9 +10,16 @@ answers questions about variables while a cell runs.
 
 from __future__ import annotations
 
+import codecs
+import contextlib
+import fcntl
 import importlib.util
 import os
+import select
 import sys
+import termios
+import threading
+import time
 from collections import OrderedDict
 from typing import Any
 
@@ -31,27 +38,49 @@ from jupyter_client.session import Session
 from traitlets import default
 
 _PIECE = 256 * 1024  # characters of one stream message
+_READ_BYTES = 64 * 1024
+_DRAIN_S = 0.5
 _REMEMBERED_RUNS = 256
+_RESERVE = 1_000_000  # for small displays, the result and the error of a run that has filled its limit
+_SMALL = 100_000
+_NOTE = 1_000  # about what a message takes that only says that something was left out
+
+
+class Budget:
+    """What one run may still publish."""
+
+    __slots__ = ("cut", "left", "reserve")
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+        self.reserve = _RESERVE
+        self.cut = False  # whether something was left out
+
+    def grant(self, size: int) -> bool:
+        """Charge for a whole message; False if it may not be sent."""
+        if size <= self.left:
+            self.left -= size
+        elif size <= min(_SMALL, self.reserve):
+            self.reserve -= size
+        else:
+            self.cut = True
+            return False
+        return True
 
 
 class Budgets:
-    """How much each run may still publish, by the id of its request; no entry is without limit."""
+    """The budgets of the runs of late, by the id of their request; what has none is without limit."""
 
     def __init__(self) -> None:
-        self._left: OrderedDict[str, int] = OrderedDict()
+        self._runs: OrderedDict[str, Budget] = OrderedDict()
 
     def open(self, msg_id: str, limit: int) -> None:
-        self._left[msg_id] = limit + 1  # one more than the gateway keeps, so that it sees there was more
-        while len(self._left) > _REMEMBERED_RUNS:
-            self._left.popitem(last=False)
+        self._runs[msg_id] = Budget(limit + 1)  # one more than the gateway keeps, so that it sees there was more
+        while len(self._runs) > _REMEMBERED_RUNS:
+            self._runs.popitem(last=False)
 
-    def left(self, msg_id: str | None) -> int | None:
-        """None is without limit."""
-        return self._left.get(msg_id) if msg_id else None
-
-    def spend(self, msg_id: str | None, size: int) -> None:
-        if msg_id is not None and msg_id in self._left:
-            self._left[msg_id] -= size
+    def of(self, header: Any) -> Budget | None:
+        return self._runs.get(header.get("msg_id"))
 
 
 budgets = Budgets()
@@ -62,8 +91,11 @@ class BoundedStream(OutStream):
 
     _unsent = 0  # characters since the last flush
     _room = 0  # how many more may come before this must be looked at again
+    _granted = 0  # what `_room` was at first
     _parent: Any = None  # the run that `_room` is for
+    _relaying = False  # whether something is on its way from the file descriptor
     _last_written: BoundedStream | None = None
+    _settling = threading.RLock()
 
     def write(self, string: str) -> int | None:  # type: ignore[override]
         if not isinstance(string, str):
@@ -74,38 +106,42 @@ class BoundedStream(OutStream):
             self._room -= length
             self._unsent += length
             super().write(string)
+        elif threading.current_thread() is getattr(self.pub_thread, "thread", None):
+            super().write(string)  # it is the one that flushes, and can't wait for itself
         else:
-            self._write_pieces(string)
+            with BoundedStream._settling:
+                self._write_pieces(string)
         return length
 
     def _write_pieces(self, string: str) -> None:
         self._flush_other()
-        if self._unsent >= _PIECE:
-            self.flush()
-        self._settle(self.parent_header)
+        parent = self.parent_header
         at = 0
         while at < len(string):
-            piece = string[at : at + self._room]
-            if not piece:
-                return  # the run has published all that it may
-            super().write(piece)
-            at += len(piece)
-            self._room -= len(piece)
-            self._unsent += len(piece)
             if self._unsent >= _PIECE:
                 self.flush()
-            self._settle(self.parent_header)
+            room = self._settle(parent)
+            if room <= 0:
+                budget = budgets.of(parent)
+                if budget is None or budget.left > 0:
+                    continue  # another thread was faster
+                budget.cut = True
+                return  # the run has published all that it may
+            piece = string[at : at + room]
+            self._room -= len(piece)
+            self._unsent += len(piece)
+            super().write(piece)
+            at += len(piece)
 
-    def _settle(self, parent: Any) -> None:
+    def _settle(self, parent: Any) -> int:
         """Charge what was written to its run, and find out how much may come."""
-        if self._parent is not None:
-            budgets.spend(self._parent.get("msg_id"), self._granted - self._room)
-        left = budgets.left(parent.get("msg_id"))
+        if self._parent is not None and (before := budgets.of(self._parent)) is not None:
+            before.left -= self._granted - self._room
+        budget = budgets.of(parent)
         piece = max(_PIECE - self._unsent, 0)
         self._parent = parent
-        self._granted = self._room = piece if left is None else min(left, piece)
-
-    _granted = 0
+        self._granted = self._room = room = piece if budget is None else min(max(budget.left, 0), piece)
+        return room
 
     def flush(self) -> None:
         self._unsent = 0
@@ -117,27 +153,75 @@ class BoundedStream(OutStream):
         if other is not None and other is not self and other._unsent and other._is_master_process():
             other.flush()
 
+    def _watch_pipe_fd(self) -> None:
+        """Relay what is written to the file descriptor, past Python: by C code, and by processes that were started."""
+        decoder, pipe = codecs.getincrementaldecoder("utf-8")("replace"), self._fid
+        assert pipe is not None
+        with contextlib.suppress(OSError):
+            while self._should_watch:
+                select.select([pipe], [], [])
+                self._relaying = True
+                data = os.read(pipe, _READ_BYTES)
+                if not data or not self._should_watch:
+                    break
+                self.write(decoder.decode(data))
+                self._relaying = False
+        self._relaying = False
+
+    def drain(self) -> None:
+        """Wait until what was written to the file descriptor has been relayed, unless more and more comes."""
+        if not self._should_watch or not self._is_master_process():
+            return
+        until = time.monotonic() + _DRAIN_S
+        while (self._waiting_bytes() or self._relaying) and time.monotonic() < until:
+            time.sleep(0.0005)
+
+    def _waiting_bytes(self) -> int:
+        assert self._fid is not None
+        return int.from_bytes(fcntl.ioctl(self._fid, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
+def _new_lock() -> None:
+    BoundedStream._settling = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_new_lock)
+
 
 class BoundedSession(Session):
-    """Leaves out a display that is larger than the whole run's limit, and says so in its place."""
+    """Leaves out a display that is past the run's limit, and says so in its place."""
+
+    _displays = frozenset(["display_data", "update_display_data", "clear_output"])
+    _bounded = _displays | {"execute_result", "error", "execute_reply"}
+
+    def send(self, stream: Any, msg_or_type: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(msg_or_type, dict) and msg_or_type.get("header", {}).get("msg_type") in self._displays:
+            budget = budgets.of(msg_or_type.get("parent_header", {}))
+            if budget is not None and max(budget.left, budget.reserve) < _NOTE:
+                budget.cut = True
+                return None
+        return super().send(stream, msg_or_type, *args, **kwargs)
 
     def serialize(self, msg: dict[str, Any], ident: Any = None) -> list[bytes]:
         frames: list[bytes] = super().serialize(msg, ident)
-        header = msg.get("header", {})
-        if header.get("msg_type") not in ("display_data", "update_display_data", "execute_result", "error"):
+        msg_type = msg.get("header", {}).get("msg_type")
+        budget = budgets.of(msg.get("parent_header", {})) if msg_type in self._bounded else None
+        if budget is None:
             return frames
         size = sum(len(frame) for frame in frames)
-        run_id = msg.get("parent_header", {}).get("msg_id")
-        left = budgets.left(run_id)
-        if left is None or size <= max(left, 100_000):
-            budgets.spend(run_id, min(size, left or 0))
+        if size <= _RESERVE if msg_type == "execute_reply" else budget.grant(size):
             return frames
-        return super().serialize({**msg, "content": self._shortened(header["msg_type"], msg["content"], size)}, ident)
+        if msg_type != "execute_reply":
+            budget.grant(_NOTE)
+        return super().serialize({**msg, "content": self._shortened(msg_type, msg["content"], size)}, ident)
 
-    def _shortened(self, msg_type: str, content: dict[str, Any], size: int) -> dict[str, Any]:
+    def _shortened(self, msg_type: str | None, content: dict[str, Any], size: int) -> dict[str, Any]:
         note = f"<an output of {size} bytes is past the limit of this run>"
-        if msg_type == "error":
-            return {"ename": content["ename"], "evalue": str(content["evalue"])[:1000], "traceback": [note]}
+        if "traceback" in content:
+            shown = {"ename": str(content["ename"])[:1000], "evalue": str(content["evalue"])[:1000], "traceback": [note]}
+            return {**content, **shown}
+        if msg_type == "execute_reply":
+            return {**content, "payload": [], "user_expressions": {}}
         return {**content, "data": {"text/plain": note}, "metadata": {"truncated": True}}
 
 
@@ -168,13 +252,22 @@ class GatewayKernel(IPythonKernel):
                 else:
                     os.environ[name] = value
 
-    def raw_input(self, prompt: str = "") -> str:
+    def finish_metadata(self, parent: dict[str, Any], metadata: dict[str, Any], reply_content: Any) -> dict[str, Any]:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, BoundedStream):
+                stream.drain()
+        budget = budgets.of(parent["header"])
+        if budget is not None and budget.cut:
+            metadata["session_gateway"] = {"truncated": True}
+        finished: dict[str, Any] = super().finish_metadata(parent, metadata, reply_content)
+        return finished
+
+    def _input_request(self, prompt: str, ident: Any, parent: Any, password: bool = False) -> str:
         __tracebackhide__ = True
         try:
-            answer: str = super().raw_input(prompt)
+            return super()._input_request(prompt, ident, parent, password)
         except EOFError:
             raise EOFError("input() found nothing more to read: the run's `stdin` is used up") from None
-        return answer
 
     async def session_gateway_request(self, stream: Any, ident: Any, parent: dict[str, Any]) -> None:
         content = dict(parent["content"])
@@ -192,9 +285,9 @@ class GatewayKernel(IPythonKernel):
         shell: Any = self.shell
         names, variables = _namespace(), shell.user_ns
         if action == "list":
-            found = names.list_variables(variables, set(shell.user_ns_hidden))
-            part = found[arguments["offset"] : arguments["offset"] + arguments["limit"]]
-            return {"variables": part, "count": len(part), "total_count": len(found)}
+            hidden = set(shell.user_ns_hidden)
+            found = names.list_variables(variables, hidden, **arguments)
+            return {"variables": found, "count": len(found), "total_count": names.count_variables(variables, hidden)}
         operations = {"get": names.get_variable, "set": names.set_variable, "delete": names.delete_variable}
         answer: dict[str, Any] = operations[action](variables, **arguments)
         return answer

@@ -81,12 +81,21 @@ def list_variables(
     ns: dict[Any, Any], hidden: Iterable[str] = (), offset: int = 0, limit: int = MOST_VARIABLES
 ) -> list[dict[str, Any]]:
     """The user's variables by name, functions, classes and modules among them; not IPython's, nor `_private` ones."""
-    skipped = IPYTHON_NAMES.union(hidden)
     copy = _copied(ns)
-    names = sorted(name for name in copy if type(name) is str and name[:1] != "_" and name not in skipped)
+    names = _variable_names(copy, hidden)
     until = time.monotonic() + REPR_TIME_S
     start = max(offset, 0)
     return [_described(name, copy[name], until) for name in names[start : start + min(max(limit, 0), MOST_VARIABLES)]]
+
+
+def count_variables(ns: dict[Any, Any], hidden: Iterable[str] = ()) -> int:
+    """How many `list_variables` has in all."""
+    return len(_variable_names(_copied(ns), hidden))
+
+
+def _variable_names(ns: dict[Any, Any], hidden: Iterable[str]) -> list[str]:
+    skipped = IPYTHON_NAMES.union(hidden)
+    return sorted(name for name in ns if type(name) is str and name[:1] != "_" and name not in skipped)
 
 
 def get_variable(ns: dict[Any, Any], name: str, offset: int = 0, limit: int = 100) -> dict[str, Any]:

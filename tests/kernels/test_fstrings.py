@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+import sys
 import textwrap
 import time
 import timeit
@@ -441,6 +442,7 @@ def expressions(draw: st.DrawFn, depth: int) -> Source:
     return plain(f"{{1: {one.code}}}[1]", one.value)
 
 
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="3.12.1 and 3.13.0 print f\"{'#'=}\" wrong themselves")
 @settings(max_examples=300, deadline=None)
 @given(f_strings())
 def test_any_f_string_means_the_same(source: Source) -> None:

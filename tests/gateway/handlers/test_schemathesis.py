@@ -11,7 +11,7 @@ import pytest_asyncio
 import schemathesis
 from hypothesis import HealthCheck, Phase, settings
 from schemathesis import Case
-from schemathesis.checks import CHECKS
+from schemathesis.checks import CHECKS, load_all_checks
 from schemathesis.generation import GenerationMode
 
 from gateway.handlers.openapi import document
@@ -25,6 +25,7 @@ ENDLESS = "/api/sessions/{session_id}/events"  # its answer ends with the sessio
 
 # A 503 is an answer like others when there is no room for one more kernel, and what fits the document may still be refused:
 # a page token that was never given out, a selector that is no selector, a file that is not there.
+load_all_checks()
 not_a_server_error, positive_data_acceptance = CHECKS.get_by_names(["not_a_server_error", "positive_data_acceptance"])
 
 schemathesis.serializer.alias("application/zstd", "application/octet-stream")
