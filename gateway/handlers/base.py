@@ -75,6 +75,7 @@ _OF_KERNELS: dict[type[kernel_errors.KernelsError], type[errors.GatewayError]] =
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.:\-]{1,128}")
 _SESSION_ID: TypeAdapter[str] = TypeAdapter(SessionId)
 _PLACE = re.compile(r"(.*) at line (\d+) column (\d+)")
+_FLUSHED_BYTES = 4 * 2**20
 _DISCARDED_BYTES = 1024 * 2**20
 
 
@@ -298,9 +299,13 @@ class ApiHandler(RequestHandler):
         pieces = list(view_pieces(run))
         self.set_header("Content-Type", "application/json")
         self.set_header("Content-Length", str(sum(map(len, pieces))))
+        written = 0
         for piece in pieces:
             self.write(piece)
-            await self.flush()
+            written += len(piece)
+            if written >= _FLUSHED_BYTES:
+                written = 0
+                await self.flush()
         return None
 
     def view(self, session: Session) -> SessionView:

@@ -19,37 +19,44 @@ def text_size(outputs: list[dict[str, Any]]) -> int:
 def execution_pieces(execution: Execution) -> Iterator[bytes]:
     """The same as `execution.model_dump_json()`, in another order."""
     yield execution.model_dump_json(exclude={"outputs"})[:-1].encode()
-    yield from _outputs(execution.outputs)
+    yield from _outputs(execution.outputs, _escaped_texts(execution.outputs))
     yield b"}"
 
 
 def view_pieces(view: ExecutionView) -> Iterator[bytes]:
     """The same as `view.model_dump_json()`, in another order."""
+    texts = _escaped_texts(view.outputs)
     yield view.model_dump_json(exclude={"outputs", "stdout", "stderr"})[:-1].encode()
     for name in ("stdout", "stderr"):
         yield f',"{name}":"'.encode()
-        for output in view.outputs:
+        for output, text in zip(view.outputs, texts, strict=True):
             if output["output_type"] == "stream" and output["name"] == name:
-                yield from _escaped(output["text"])
+                yield from text
         yield b'"'
-    yield from _outputs(view.outputs)
+    yield from _outputs(view.outputs, texts)
     yield b"}"
 
 
-def _outputs(outputs: list[dict[str, Any]]) -> Iterator[bytes]:
+def _outputs(outputs: list[dict[str, Any]], texts: list[list[bytes]]) -> Iterator[bytes]:
     yield b',"outputs":['
-    for number, output in enumerate(outputs):
+    for number, (output, text) in enumerate(zip(outputs, texts, strict=True)):
         if number:
             yield b","
         if output["output_type"] == "stream":
             yield b'{"output_type":"stream","name":' + to_json(output["name"]) + b',"text":"'
-            yield from _escaped(output["text"])
+            yield from text
             yield b'"}'
         else:
             yield to_json(output)
     yield b"]"
 
 
-def _escaped(text: str) -> Iterator[bytes]:
-    for at in range(0, len(text), _PIECE_CHARACTERS):
-        yield to_json(text[at : at + _PIECE_CHARACTERS])[1:-1]
+def _escaped_texts(outputs: list[dict[str, Any]]) -> list[list[bytes]]:
+    """The text of each stream as JSON has it, without its quotes; nothing for other outputs."""
+    return [_escaped(output["text"]) if output["output_type"] == "stream" else [] for output in outputs]
+
+
+def _escaped(text: str) -> list[bytes]:
+    return [
+        to_json(text[at : at + _PIECE_CHARACTERS])[1:-1] for at in range(0, len(text), _PIECE_CHARACTERS)
+    ]

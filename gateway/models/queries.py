@@ -10,6 +10,8 @@ from gateway.models.pages import PageRequest, SessionFilter
 from gateway.models.sessions import KernelName
 from gateway.states import State
 
+_LONGEST_FILTER = 5000  # percent-encoded it must go into a request's first line
+
 Limit = Annotated[int, Field(ge=1, le=1000)]
 Offset = Annotated[int, Field(ge=0, le=2**53)]
 
@@ -29,8 +31,8 @@ class PageQuery(Request):
 
 
 class _LabelQuery(Request):
-    label_selector: Annotated[Text, Field(max_length=10_000)] | None = None
-    labels: Annotated[Text, Field(max_length=50_000)] | None = None
+    label_selector: Annotated[Text, Field(max_length=_LONGEST_FILTER)] | None = None
+    labels: Annotated[Text, Field(max_length=_LONGEST_FILTER)] | None = None
 
     def _requirements(self) -> Any:
         by_selector = parse_selector(self.label_selector) if self.label_selector else ()

@@ -10,17 +10,20 @@ answers questions about variables while a cell runs.
 
 from __future__ import annotations
 
+import asyncio
 import codecs
 import contextlib
 import fcntl
 import importlib.util
 import os
 import select
+import signal
 import sys
 import termios
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Iterator
 from typing import Any
 
 NAME = "session_gateway_kernel"
@@ -34,6 +37,7 @@ import zmq
 from ipykernel.iostream import OutStream
 from ipykernel.ipkernel import IPythonKernel
 from ipykernel.kernelapp import IPKernelApp
+from IPython.core.interactiveshell import InteractiveShell
 from jupyter_client.session import Session
 from traitlets import default
 
@@ -43,6 +47,7 @@ _DRAIN_S = 0.5
 _REMEMBERED_RUNS = 256
 _RESERVE = 1_000_000  # for small displays, the result and the error of a run that has filled its limit
 _SMALL = 100_000
+_LAST = 300_000  # what of the reserve is left for the result and the error
 _NOTE = 1_000  # about what a message takes that only says that something was left out
 
 
@@ -56,11 +61,15 @@ class Budget:
         self.reserve = _RESERVE
         self.cut = False  # whether something was left out
 
-    def grant(self, size: int) -> bool:
+    @property
+    def room_for_displays(self) -> int:
+        return max(self.left, min(_SMALL, self.reserve - _LAST))
+
+    def grant(self, size: int, room: int) -> bool:
         """Charge for a whole message; False if it may not be sent."""
         if size <= self.left:
             self.left -= size
-        elif size <= min(_SMALL, self.reserve):
+        elif size <= room:
             self.reserve -= size
         else:
             self.cut = True
@@ -197,7 +206,7 @@ class BoundedSession(Session):
     def send(self, stream: Any, msg_or_type: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(msg_or_type, dict) and msg_or_type.get("header", {}).get("msg_type") in self._displays:
             budget = budgets.of(msg_or_type.get("parent_header", {}))
-            if budget is not None and max(budget.left, budget.reserve) < _NOTE:
+            if budget is not None and budget.room_for_displays < _NOTE:
                 budget.cut = True
                 return None
         return super().send(stream, msg_or_type, *args, **kwargs)
@@ -209,10 +218,14 @@ class BoundedSession(Session):
         if budget is None:
             return frames
         size = sum(len(frame) for frame in frames)
-        if size <= _RESERVE if msg_type == "execute_reply" else budget.grant(size):
-            return frames
-        if msg_type != "execute_reply":
-            budget.grant(_NOTE)
+        if msg_type == "execute_reply":
+            if size <= _RESERVE:
+                return frames
+        else:
+            room = budget.room_for_displays if msg_type in self._displays else min(_SMALL, budget.reserve)
+            if budget.grant(size, room):
+                return frames
+            budget.grant(_NOTE, room)
         return super().serialize({**msg, "content": self._shortened(msg_type, msg["content"], size)}, ident)
 
     def _shortened(self, msg_type: str | None, content: dict[str, Any], size: int) -> dict[str, Any]:
@@ -252,6 +265,24 @@ class GatewayKernel(IPythonKernel):
                 else:
                     os.environ[name] = value
 
+    @contextlib.contextmanager
+    def _cancel_on_sigint(self, future: Any) -> Iterator[None]:
+        """While a cell with `await` runs: an interrupt reaches it at once, in the loop's sleep and in what blocks."""
+        with super()._cancel_on_sigint(future):
+            cancel: Any = signal.getsignal(signal.SIGINT)
+            loop = asyncio.get_running_loop()
+
+            def interrupt(number: int, frame: Any) -> None:
+                while frame is not None and frame.f_back is not None:
+                    frame = frame.f_back
+                    if frame.f_code is InteractiveShell.run_code.__code__:  # which shows it and goes on
+                        raise KeyboardInterrupt
+                cancel(number, frame)
+                loop.call_soon_threadsafe(lambda: None)  # wakes it; the stock handler does not
+
+            signal.signal(signal.SIGINT, interrupt)
+            yield
+
     def finish_metadata(self, parent: dict[str, Any], metadata: dict[str, Any], reply_content: Any) -> dict[str, Any]:
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, BoundedStream):
@@ -263,7 +294,6 @@ class GatewayKernel(IPythonKernel):
         return finished
 
     def _input_request(self, prompt: str, ident: Any, parent: Any, password: bool = False) -> str:
-        __tracebackhide__ = True
         try:
             return super()._input_request(prompt, ident, parent, password)
         except EOFError:

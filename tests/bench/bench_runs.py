@@ -58,24 +58,33 @@ class Connections:
     def __init__(self, url: str) -> None:
         self._host, _, port = url.removeprefix("http://").partition(":")
         self._port = int(port)
-        self._free: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+        self._free: list[socket.socket] = []
 
     async def call(self, method: str, path: str, body: Any = None) -> Any:
-        connection = self._free.pop() if self._free else await self._connect()
-        reader, writer = connection
+        loop = asyncio.get_running_loop()
+        connection = self._free.pop() if self._free else await self._connect(loop)
         sent = b"" if body is None else json.dumps(body).encode()
         head = f"{method} {path} HTTP/1.1\r\nHost: {self._host}:{self._port}\r\nContent-Type: application/json\r\n"
-        writer.write(f"{head}Content-Length: {len(sent)}\r\n\r\n".encode() + sent)
-        answer_head = (await reader.readuntil(b"\r\n\r\n")).lower()
-        length = int(answer_head.partition(b"content-length: ")[2].partition(b"\r\n")[0])
-        answer = from_json(await reader.readexactly(length))
+        await loop.sock_sendall(connection, f"{head}Content-Length: {len(sent)}\r\n\r\n".encode() + sent)
+        received = b""
+        while b"\r\n\r\n" not in received:
+            received += await loop.sock_recv(connection, 65536)
+        answer_head, _, start = received.partition(b"\r\n\r\n")
+        length = int(answer_head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+        answer = bytearray(length)
+        answer[: len(start)] = start
+        at = len(start)
+        while at < length:
+            at += await loop.sock_recv_into(connection, memoryview(answer)[at:])
         self._free.append(connection)
-        return answer
+        return from_json(answer)
 
-    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        reader, writer = await asyncio.open_connection(self._host, self._port, limit=1 << 28)
-        writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return reader, writer
+    async def _connect(self, loop: asyncio.AbstractEventLoop) -> socket.socket:
+        connection = socket.socket()
+        connection.setblocking(False)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        await loop.sock_connect(connection, (self._host, self._port))
+        return connection
 
 
 class OurSession:

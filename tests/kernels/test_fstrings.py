@@ -208,9 +208,10 @@ def ask(python: str, program: str, question: object) -> Any:
 @pytest.fixture(scope="module")
 def newer_python() -> str:
     """A Python from 3.12 on that really starts: with pyenv, `python3.12` is on PATH whether or not there is one."""
-    for name in ("python3.12", "python3.13", "python3.14"):
+    for name in (sys.executable, "python3.12", "python3.13", "python3.14"):
         path = shutil.which(name)
-        if path and subprocess.run([path, "-c", ""], capture_output=True, check=False).returncode == 0:  # noqa: S603
+        is_newer = "import sys; sys.exit(sys.version_info < (3, 12))"
+        if path and subprocess.run([path, "-c", is_newer], capture_output=True, check=False).returncode == 0:  # noqa: S603
             return path
     pytest.skip("no Python from 3.12 on is here")
 

@@ -125,7 +125,7 @@ async def test_json_deeper_than_64_levels_is_refused_by_field(api: Api, session_
 
 
 async def test_deep_json_in_a_query_is_refused(api: Api) -> None:
-    answer = await api.http.get("/api/sessions", params={"labels": "[" * 10_000})
+    answer = await api.http.get("/api/sessions", params={"labels": "[" * 5000})
 
     assert "labels" in assert_refused(answer, 422)["details"]
 

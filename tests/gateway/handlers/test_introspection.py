@@ -169,7 +169,7 @@ async def test_a_kernel_that_sleeps_is_woken_to_answer(api: Api, session_id: str
 
 
 async def test_the_kernels_own_output_is_in_its_log(api: Api, session_id: str) -> None:
-    await api.run(session_id, "import os; os.write(2, b'from the depths\\n'); os.write(2, b'x' * 2000 + b'\\nlast\\n')")
+    await api.run(session_id, "log = get_ipython().kernel.log; log.error('from the depths'); log.error('x' * 2000 + 'last')")
 
     whole = await api.get(f"/api/sessions/{session_id}/logs")
     end = await api.get(f"/api/sessions/{session_id}/logs?limit_bytes=100")
