@@ -5,13 +5,16 @@ import logging
 import os
 import sys
 from pathlib import Path
+from tomllib import TOMLDecodeError
 from typing import Annotated, Any
 
 import structlog
 import typer
 from pydantic import ValidationError
+from pydantic_settings import SettingsError
 
-from gateway.app import CannotStart, serve as serve_gateway
+from gateway.app import CannotStart
+from gateway.app import serve as serve_gateway
 from gateway.config import Settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -28,7 +31,9 @@ def serve(
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 picks one and prints it.")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder for everything that is kept.")] = None,
     store: Annotated[str | None, typer.Option(help="sqlite:///PATH or mongodb://…")] = None,
-    config: Annotated[Path | None, typer.Option(help="TOML file with settings.", exists=True, dir_okay=False)] = None,
+    config: Annotated[
+        Path | None, typer.Option(envvar="GATEWAY_CONFIG", help="TOML file with settings.", exists=True, dir_okay=False)
+    ] = None,
     insecure: Annotated[bool | None, typer.Option("--insecure", help="Serve beyond loopback without keys.")] = None,
     log_level: Annotated[str | None, typer.Option(help="DEBUG, INFO, WARNING or ERROR.")] = None,
 ) -> None:
@@ -45,6 +50,12 @@ def serve(
     except ValidationError as error:
         for one in error.errors():
             print(f"gateway: {'.'.join(map(str, one['loc']))}: {one['msg']}", file=sys.stderr)
+        raise typer.Exit(2) from None
+    except SettingsError as error:
+        print(f"gateway: {error}: it must be JSON", file=sys.stderr)
+        raise typer.Exit(2) from None
+    except TOMLDecodeError as error:
+        print(f"gateway: {config}: {error}", file=sys.stderr)
         raise typer.Exit(2) from None
     except CannotStart as error:
         print(f"gateway: {error}", file=sys.stderr)

@@ -41,7 +41,9 @@ class Settings(BaseSettings):
     log_format: Literal["console", "json"] = "console"
 
     gateway_id: str = Field(default_factory=lambda: f"gw-{secrets.token_hex(6)}")
-    auto_create: bool = Field(default=True, description="a run, stream or file PUT on an unknown id creates the session")
+    auto_create: bool = Field(
+        default=True, description="a run, stream or file PUT on an unknown id creates the session"
+    )
     default_language: str = "python"
     images: dict[str, Image] = {}
 

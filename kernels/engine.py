@@ -10,7 +10,6 @@ from datetime import datetime
 from typing import Any, Literal, Protocol
 
 
-
 @dataclass(frozen=True, slots=True)
 class Kernelspec:
     """An installed kernel: `name` finds it, `language` is lower case."""

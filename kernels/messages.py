@@ -42,7 +42,9 @@ class Message:
     def content(self) -> dict[str, Any]:
         if self._content is None:
             self._content = self._session.unpack(self.content_bytes)
-            if b"\\" in self.content_bytes and b"\\ud" in self.content_bytes.lower():  # half a surrogate pair can be neither stored nor sent
+            if (
+                b"\\" in self.content_bytes and b"\\ud" in self.content_bytes.lower()
+            ):  # half a surrogate pair can be neither stored nor sent
                 text = json.dumps(self._content, ensure_ascii=False).encode(errors="replace")
                 self._content = json.loads(text)
         return self._content

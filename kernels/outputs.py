@@ -113,7 +113,9 @@ class Outputs:
         return Event(kind, event, size_bytes)
 
     def _fits(self, size_bytes: int) -> bool:
-        return size_bytes <= self._room() or (size_bytes <= _RESERVE_BYTES // 10 and self._room(reserve=_RESERVE_BYTES) > 0)
+        return size_bytes <= self._room() or (
+            size_bytes <= _RESERVE_BYTES // 10 and self._room(reserve=_RESERVE_BYTES) > 0
+        )
 
     def _update_display(self, message: Message) -> Event | None:
         content = message.content

@@ -51,7 +51,9 @@ class Api:
         return await self.post(f"/api/sessions/{session_id}/run", {"code": code, **fields}, 200)
 
     @asynccontextmanager
-    async def stream(self, session_id: str, code: str = "", headers: dict[str, str] | None = None, **fields: Any) -> Any:
+    async def stream(
+        self, session_id: str, code: str = "", headers: dict[str, str] | None = None, **fields: Any
+    ) -> Any:
         """The events of a streamed run, as an async iterator."""
         path, body = f"/api/sessions/{session_id}/stream", {"code": code, **fields}
         async with self.http.stream("POST", path, json=body, headers=headers) as answer:
@@ -69,7 +71,7 @@ async def events(answer: httpx2.Response) -> AsyncIterator[Sse]:
     """The Server-Sent Events of an answer."""
     fields: dict[str, str] = {}
     async for line in answer.aiter_lines():
-        if line.startswith(":") or line.startswith("retry:"):
+        if line.startswith((":", "retry:")):
             continue
         if line:
             name, _, value = line.partition(": ")

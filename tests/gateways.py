@@ -29,9 +29,20 @@ class GatewayProcess:
         """Start it (again), and wait for its first line."""
         env = {name: value for name, value in os.environ.items() if not name.startswith("GATEWAY_")}
         env |= {f"GATEWAY_{name.upper()}": str(value) for name, value in self._settings.items()}
-        command = [sys.executable, "-m", "gateway", "serve", "--port", str(self._port), "--data-dir", str(self.data_dir)]
+        command = [
+            sys.executable,
+            "-m",
+            "gateway",
+            "serve",
+            "--port",
+            str(self._port),
+            "--data-dir",
+            str(self.data_dir),
+        ]
         with open(self._log, "ab") as log:
-            self.process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=log, cwd=tempfile.gettempdir())
+            self.process = subprocess.Popen(
+                command, env=env, stdout=subprocess.PIPE, stderr=log, cwd=tempfile.gettempdir()
+            )
         async with asyncio.timeout(READY_S):
             assert self.process.stdout is not None
             line = (await asyncio.to_thread(self.process.stdout.readline)).decode()

@@ -159,8 +159,6 @@ def parse_json_filter(text: str) -> tuple[Requirement, ...]:
     if not isinstance(labels, dict) or not all(isinstance(value, str) for value in labels.values()):
         raise Invalid('labels: must be a JSON object of strings, such as {"project": "demo"}.', field="labels")
     try:
-        return tuple(
-            Requirement(check_key(key), Operator.IN, (check_value(value),)) for key, value in labels.items()
-        )
+        return tuple(Requirement(check_key(key), Operator.IN, (check_value(value),)) for key, value in labels.items())
     except ValueError as error:
         raise Invalid(f"labels: {error}.", field="labels") from None

@@ -57,6 +57,4 @@ def _escaped_texts(outputs: list[dict[str, Any]]) -> list[list[bytes]]:
 
 
 def _escaped(text: str) -> list[bytes]:
-    return [
-        to_json(text[at : at + _PIECE_CHARACTERS])[1:-1] for at in range(0, len(text), _PIECE_CHARACTERS)
-    ]
+    return [to_json(text[at : at + _PIECE_CHARACTERS])[1:-1] for at in range(0, len(text), _PIECE_CHARACTERS)]

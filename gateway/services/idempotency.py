@@ -37,7 +37,9 @@ class IdempotencyService:
         `InProgress` when another gateway is at it.
         """
         if not 1 <= len(key) <= _LONGEST_KEY or not key.isprintable():
-            raise Invalid(f"Idempotency-Key: must hold 1 to {_LONGEST_KEY} printable characters.", field="Idempotency-Key")
+            raise Invalid(
+                f"Idempotency-Key: must hold 1 to {_LONGEST_KEY} printable characters.", field="Idempotency-Key"
+            )
         full_key = hashlib.sha256("\0".join((caller, path, key)).encode()).hexdigest()
         digest = hashlib.sha256(body).hexdigest()
         while True:
@@ -57,7 +59,9 @@ class IdempotencyService:
                 if kept.status is not None:
                     return kept
                 if kept.body != self._gateway_id.encode():
-                    raise InProgress("The first request under this Idempotency-Key is still under way.", retry_after_s=1)
+                    raise InProgress(
+                        "The first request under this Idempotency-Key is still under way.", retry_after_s=1
+                    )
                 await self._store.drop_answer(full_key)  # left behind by a crash of ours
             finally:
                 del self._under_way[full_key]

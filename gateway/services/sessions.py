@@ -1,6 +1,7 @@
 """Sessions: create, look up, change, delete, bring back."""
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import string
@@ -10,16 +11,23 @@ from typing import Any, Literal
 from uuid import uuid4
 
 from gateway.config import Settings
-from gateway.errors import Conflict, GatewayError, Invalid, NoRoom, NotFound, SessionExists, SessionNotFound, Stopping
+from gateway.errors import GatewayError, Invalid, NoRoom, NotFound, SessionExists, SessionNotFound, Stopping
 from gateway.models.base import now
 from gateway.models.labels import check_count
 from gateway.models.pages import Page, PageRequest, SessionFilter
 from gateway.models.sessions import (
-    CreateSession, Deleted, DeletedMany, Move, Resources, Session, SessionAgent, UpdateSession, size_bytes,
+    CreateSession,
+    Deleted,
+    DeletedMany,
+    Move,
+    Resources,
+    Session,
+    SessionAgent,
+    UpdateSession,
+    size_bytes,
 )  # fmt: skip
 from gateway.services.live import Live, LiveSession
 from gateway.services.recorder import Recorder, Spawn
-from gateway.states import State
 from gateway.stores.base import SessionChanges, Store
 from kernels.engine import Engine, Kernelspec, Workspace
 from kernels.errors import KernelsError
@@ -76,10 +84,8 @@ class SessionService:
         except SessionNotFound:
             if not create:
                 raise
-        try:
+        with contextlib.suppress(SessionExists):  # somebody else was faster
             await self.create(CreateSession(session_id=session_id), caller, start=False)
-        except SessionExists:
-            pass  # somebody else was faster
         return await self._live.get(session_id)
 
     async def list(self, filter_: SessionFilter, page: PageRequest) -> Page[Session]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
 
-from gateway.errors import IllegalMove, Conflict, StoreAway
+from gateway.errors import Conflict, IllegalMove, StoreAway
 from gateway.models.audit import AuditLine
 from gateway.models.executions import Execution
 from gateway.models.idempotency import KeptAnswer
@@ -50,7 +50,6 @@ class SessionChanges:
         for name, amount in self.add.items():
             changed[name] = getattr(session, name) + amount
         return session.model_copy(update=changed)
-
 
     def then(self, later: "SessionChanges") -> "SessionChanges":
         """One change that does what this one and then `later` would do."""

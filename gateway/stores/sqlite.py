@@ -132,7 +132,12 @@ class SqliteStore:
             for move in moves:
                 write_move(connection, uid, move.before, move.after, move.reason, move.at)
             return replace_session(
-                connection, session, changes.apply(session), state=last.after, state_reason=last.reason, updated_at=last.at
+                connection,
+                session,
+                changes.apply(session),
+                state=last.after,
+                state_reason=last.reason,
+                updated_at=last.at,
             )
 
         return await self._write(work)

@@ -121,7 +121,7 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
     try:
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if version > len(_MIGRATIONS):
-            raise NewerFile(path, version)  # noqa: TRY301 - what undoes the transaction is here
+            raise NewerFile(path, version)
         for statements in _MIGRATIONS[version:]:
             for statement in statements:
                 connection.execute(statement)

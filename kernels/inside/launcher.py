@@ -14,6 +14,7 @@ import asyncio
 import codecs
 import contextlib
 import fcntl
+import functools
 import importlib.util
 import os
 import select
@@ -23,7 +24,8 @@ import termios
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 NAME = "session_gateway_kernel"
@@ -244,6 +246,7 @@ class GatewayKernel(IPythonKernel):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.control_handlers["session_gateway_request"] = self.session_gateway_request
+        _keep_threads_with_their_cell(self.shell)
 
     @property
     def kernel_info(self) -> dict[str, Any]:
@@ -321,6 +324,33 @@ class GatewayKernel(IPythonKernel):
         operations = {"get": names.get_variable, "set": names.set_variable, "delete": names.delete_variable}
         answer: dict[str, Any] = operations[action](variables, **arguments)
         return answer
+
+
+def _keep_threads_with_their_cell(shell: Any) -> None:
+    """What a thread prints belongs to the cell that started it, or gave a pool the work, also when that has ended."""
+
+    def of_this_cell(work: Callable[..., Any]) -> Callable[..., Any]:
+        parent = shell.get_parent()
+
+        @functools.wraps(work)
+        def worked(*args: Any, **kwargs: Any) -> Any:
+            tokens = shell.set_thread_parent(parent)
+            try:
+                return work(*args, **kwargs)
+            finally:
+                shell.reset_thread_parent(tokens)
+
+        return worked
+
+    def start(thread: Any) -> None:
+        thread.run = of_this_cell(thread.run)
+        stock_start(thread)
+
+    def submit(pool: Any, work: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        return stock_submit(pool, of_this_cell(work), *args, **kwargs)
+
+    stock_start, threading.Thread.start = threading.Thread.start, start  # type: ignore[method-assign]
+    stock_submit, ThreadPoolExecutor.submit = ThreadPoolExecutor.submit, submit  # type: ignore[method-assign]
 
 
 def _namespace() -> Any:

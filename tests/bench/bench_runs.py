@@ -100,6 +100,7 @@ class OurSession:
 
 class Ours:
     name = "session-gateway"
+    with_default_limit: "Ours | None" = None  # the same, but it cuts output at 10 MiB, as it does unless told otherwise
 
     def __init__(self, url: str, pid: int) -> None:
         self._http = Connections(url)
@@ -119,8 +120,13 @@ class Ours:
     @classmethod
     @asynccontextmanager
     async def started(cls, folder: Path) -> AsyncIterator["Ours"]:
-        async with gateway_process(folder / "data", output_limit_bytes=OUTPUT_LIMIT_BYTES) as gateway:
-            yield cls(gateway.url, gateway.pid)
+        async with (
+            gateway_process(folder / "data", output_limit_bytes=OUTPUT_LIMIT_BYTES) as gateway,
+            gateway_process(folder / "default") as default,
+        ):
+            side = cls(gateway.url, gateway.pid)
+            side.with_default_limit = cls(default.url, default.pid)
+            yield side
 
 
 class WebsocketSession:
@@ -285,8 +291,17 @@ async def measure(side: Side, rounds: int) -> dict[str, float]:
         for _ in range(20):
             await session.run("1+1")
         found["warm 1+1, ms"] = statistics.median([await timed(lambda: session.run("1+1")) for _ in range(rounds * 40)])
-        found["100,000 prints, ms"] = statistics.median([await timed(lambda: session.run(PRINTS)) for _ in range(rounds)])
-        found["one 50 MB print, ms"] = statistics.median([await timed(lambda: session.run(BIG_PRINT)) for _ in range(rounds)])
+        found["100,000 prints, ms"] = statistics.median(
+            [await timed(lambda: session.run(PRINTS)) for _ in range(rounds)]
+        )
+        found["one 50 MB print, ms"] = statistics.median(
+            [await timed(lambda: session.run(BIG_PRINT)) for _ in range(rounds)]
+        )
+    at_default = getattr(side, "with_default_limit", None) or side
+    async with at_default.session() as session:
+        await session.run("1+1")
+        cut = [await timed(lambda: session.run(BIG_PRINT)) for _ in range(rounds)]
+        found["the same, ours at its default limit, ms"] = statistics.median(cut)
     for clients in (1, 8, 32):
         found[f"runs/s, {clients} clients on 8 sessions"] = await runs_per_second(side, clients, 1.5 * rounds)
     found["server memory, MB"] = side.memory_bytes() / 1e6
@@ -308,11 +323,11 @@ async def main(rounds: int, turns: int) -> None:
                         found.setdefault(what, {}).setdefault(side.name, []).append(value)
     names = [side.name for side in sides]
     print(f"{os.cpu_count()} cores, Python {sys.version.split()[0]}, medians of {turns} turns of {rounds} rounds\n")
-    print(f"{'':36}" + "".join(f"{name:>24}" for name in names) + f"{'ours / raw':>12}{'ours / JKG':>12}")
+    print(f"{'':42}" + "".join(f"{name:>24}" for name in names) + f"{'ours / raw':>12}{'ours / JKG':>12}")
     for what, by_side in found.items():
         values = [statistics.median(by_side[name]) for name in names]
         print(
-            f"{what:36}" + "".join(f"{value:24,.1f}" for value in values)
+            f"{what:42}" + "".join(f"{value:24,.1f}" for value in values)
             + f"{values[0] / values[2]:12.2f}{values[0] / values[1]:12.2f}"
         )  # fmt: skip
 

@@ -228,7 +228,9 @@ async def test_a_move_changes_state_reason_and_fields_together(store: Store) -> 
     session = await created(store)
     changes = SessionChanges(replace={"last_run_at": later(1)}, merge={"data": {"x": 1}}, add={"run_count": 1})
 
-    moved = await store.move_session(session.uid, Move(before=State.INIT, after=State.READY, at=later(1), reason="started"), changes=changes)
+    moved = await store.move_session(
+        session.uid, Move(before=State.INIT, after=State.READY, at=later(1), reason="started"), changes=changes
+    )
 
     assert moved == await store.get_session("demo")
     assert (moved.state, moved.state_reason, moved.updated_at) == (State.READY, "started", later(1))
@@ -256,7 +258,8 @@ async def test_of_fifty_moves_at_the_same_instant_one_wins(store: Store) -> None
     session = await created(store, state=State.READY)
 
     results = await asyncio.gather(
-        *(store.move_session(session.uid, Move(before=State.READY, after=State.BUSY, at=later())) for _ in range(50)), return_exceptions=True
+        *(store.move_session(session.uid, Move(before=State.READY, after=State.BUSY, at=later())) for _ in range(50)),
+        return_exceptions=True,
     )
 
     assert outcomes(results, StateChanged) == (1, 49)
@@ -268,7 +271,10 @@ async def test_of_fifty_moves_that_also_merge_one_wins(store: Store) -> None:
     changes = [SessionChanges(merge={"data": {"winner": n}}) for n in range(50)]
 
     results = await asyncio.gather(
-        *(store.move_session(session.uid, Move(before=State.READY, after=State.BUSY, at=later()), changes=one) for one in changes),
+        *(
+            store.move_session(session.uid, Move(before=State.READY, after=State.BUSY, at=later()), changes=one)
+            for one in changes
+        ),
         return_exceptions=True,
     )
 
@@ -961,7 +967,9 @@ async def test_mongo_that_stops_is_told_quickly_and_comes_back_by_itself(
                 await mongo_store.get_session("demo")
     own_mongod.start()
 
-    moved = await insist(lambda: mongo_store.move_session(session.uid, Move(before=State.INIT, after=State.READY, at=later())))
+    moved = await insist(
+        lambda: mongo_store.move_session(session.uid, Move(before=State.INIT, after=State.READY, at=later()))
+    )
     assert moved.state == State.READY
 
 
@@ -1028,7 +1036,7 @@ async def test_a_large_execution_that_is_half_written_is_not_seen(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def away(*_: Any) -> None:
-        raise StoreAway("no answer")  # noqa: TRY003 - its only argument
+        raise StoreAway("no answer")
 
     noise = random.Random(7).randbytes(20_000_000).hex()  # noqa: S311 - no secret
     with mongod.database() as uri:

@@ -27,7 +27,7 @@ def test_the_first_block_is_the_script_that_sets_up_and_serves() -> None:
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
 async def test_every_command_of_the_readme_works(tmp_path: Path) -> None:
     async with gateway_process(tmp_path / "data") as gateway:
-        script = "set -e\ncurl() { command curl --fail -sS \"$@\"; echo; }\n" + "\n".join(blocks()[1:])
+        script = 'set -e\ncurl() { command curl --fail -sS "$@"; echo; }\n' + "\n".join(blocks()[1:])
 
         done = await asyncio.to_thread(
             subprocess.run,
@@ -36,6 +36,14 @@ async def test_every_command_of_the_readme_works(tmp_path: Path) -> None:
         )  # fmt: skip
 
     assert done.returncode == 0, done.stderr
-    for shown in ('"stdout":"hello\\n"', '"result":"42"', "event: done", "a,b", '"name": "x"', '"code":"sum(range(10))"', "given"):
+    for shown in (
+        '"stdout":"hello\\n"',
+        '"result":"42"',
+        "event: done",
+        "a,b",
+        '"name": "x"',
+        '"code":"sum(range(10))"',
+        "given",
+    ):
         assert shown in done.stdout, f"{shown} in {done.stdout}"
     assert (tmp_path / "demo.tar.zst").read_bytes().startswith(b"\x28\xb5\x2f\xfd")

@@ -17,17 +17,36 @@ from tests.gateways import GatewayProcess, gateway_process
 
 def environment(**settings: str) -> dict[str, str]:
     own = {name: value for name, value in os.environ.items() if not name.startswith("GATEWAY_")}
-    return {**own, **{f"GATEWAY_{name.upper()}": value for name, value in settings.items()}, "NO_COLOR": "1", "COLUMNS": "200"}
+    return {
+        **own,
+        **{f"GATEWAY_{name.upper()}": value for name, value in settings.items()},
+        "NO_COLOR": "1",
+        "COLUMNS": "200",
+    }
 
 
 async def refused(folder: Path, *options: str, **settings: str) -> tuple[int, str]:
     """Exit code and last words of a gateway that does not start; it says nothing on stdout."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "gateway", "serve", "--port", "0", "--data-dir", str(folder / "refused"), *options,
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env=environment(**settings),
-    )  # fmt: skip
-    async with asyncio.timeout(30):
-        out, words = await process.communicate()
+        sys.executable,
+        "-m",
+        "gateway",
+        "serve",
+        "--port",
+        "0",
+        "--data-dir",
+        str(folder / "refused"),
+        *options,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env=environment(**settings),
+    )
+    try:
+        async with asyncio.timeout(30):
+            out, words = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
     assert out == b""
     assert b"Traceback" not in words
     assert process.returncode is not None
@@ -38,9 +57,15 @@ async def refused(folder: Path, *options: str, **settings: str) -> tuple[int, st
 async def serving(*options: str, **settings: str) -> AsyncIterator[tuple[str, asyncio.subprocess.Process]]:
     """The first line of a gateway, and the gateway; it must end well."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "gateway", "serve", *options,
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL, env=environment(**settings),
-    )  # fmt: skip
+        sys.executable,
+        "-m",
+        "gateway",
+        "serve",
+        *options,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+        env=environment(**settings),
+    )
     assert process.stdout is not None
     try:
         async with asyncio.timeout(60):
@@ -134,10 +159,14 @@ async def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        (("--no-such-option",), "--no-such-option"), (("--port", "many"), "--port"), (("--port", "70000"), "port"),
-        (("--log-level", "LOUD"), "log_level"), (("--config", "/no/such/file"), "--config"), (("extra",), "extra"),
+        (("--no-such-option",), "--no-such-option"),
+        (("--port", "many"), "--port"),
+        (("--port", "70000"), "port"),
+        (("--log-level", "LOUD"), "log_level"),
+        (("--config", "/no/such/file"), "--config"),
+        (("extra",), "extra"),
     ],
-)  # fmt: skip
+)
 async def test_a_wrong_option_is_named(tmp_path: Path, options: tuple[str, ...], named: str) -> None:
     code, words = await refused(tmp_path, *options)
 
@@ -157,10 +186,16 @@ async def test_a_store_that_is_none_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("setting", "value"),
     [
-        ("run_timeout_s", "soon"), ("run_timeout_s", "-1"), ("body_limit_bytes", "1"), ("images", "{"), ("images", "[1]"),
-        ("log_format", "xml"), ("allowed_hosts", "a,b"), ("config", "/no/such/file"),
+        ("run_timeout_s", "soon"),
+        ("run_timeout_s", "-1"),
+        ("body_limit_bytes", "1"),
+        ("images", "{"),
+        ("images", "[1]"),
+        ("log_format", "xml"),
+        ("allowed_hosts", "a,b"),
+        ("config", "/no/such/file"),
     ],
-)  # fmt: skip
+)
 async def test_a_wrong_setting_in_the_environment_is_named(tmp_path: Path, setting: str, value: str) -> None:
     code, words = await refused(tmp_path, **{setting: value})
 
@@ -170,7 +205,11 @@ async def test_a_wrong_setting_in_the_environment_is_named(tmp_path: Path, setti
 
 @pytest.mark.parametrize(
     ("text", "named"),
-    [('run_timeout_s = "soon"', "run_timeout_s"), ("no_such_setting = 1", "no_such_setting"), ("not toml at all", "line 1")],
+    [
+        ('run_timeout_s = "soon"', "run_timeout_s"),
+        ("no_such_setting = 1", "no_such_setting"),
+        ("not toml at all", "line 1"),
+    ],
 )
 async def test_a_wrong_setting_in_the_file_is_named(tmp_path: Path, text: str, named: str) -> None:
     file = tmp_path / "gateway.toml"

@@ -84,7 +84,7 @@ def run_block(block: str, base: str) -> list[dict[str, Any]]:
     """The JSON answers of one block of commands, in order."""
     script = block.partition("\n")[2]
     env = {"PATH": os.environ["PATH"], "BASE": base, "SESSION_ID": "data-processor", "USER_ID": "7", "no_proxy": "*"}
-    shell = ["bash", "-c", f"curl() {{ command curl -sS \"$@\"; }}\n{script}"]
+    shell = ["bash", "-c", f'curl() {{ command curl -sS "$@"; }}\n{script}']
     done = subprocess.run(shell, env=env, capture_output=True, text=True, timeout=60, check=False)
     assert not done.stderr, done.stderr
     decoder, text, answers = json.JSONDecoder(), done.stdout, []

@@ -1,4 +1,4 @@
-"""What holds for every call: prefixes, the error envelope, request ids, strict input, and nothing changed by a refusal."""
+"""What holds for every call: prefixes, error envelope, request ids, strict input; a refusal changes nothing."""
 
 import json
 from collections.abc import AsyncIterator, Iterator
@@ -16,9 +16,25 @@ from tests.gateways import GatewayProcess
 MIB = 2**20
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
 BAD_IDS = (
-    "-a", ".a", "_a", ":a", "a b", "a%00", "a%0A", "%20", "a%2Fb", "%2e%2e", "%2e%2e%2fa", "a" * 129, "%C3%A9", "a%5Cb",
-    "%F0%9F%99%82", "a%3Fb", "a*", "a%25",
-)  # fmt: skip
+    "-a",
+    ".a",
+    "_a",
+    ":a",
+    "a b",
+    "a%00",
+    "a%0A",
+    "%20",
+    "a%2Fb",
+    "%2e%2e",
+    "%2e%2e%2fa",
+    "a" * 129,
+    "%C3%A9",
+    "a%5Cb",
+    "%F0%9F%99%82",
+    "a%3Fb",
+    "a*",
+    "a%25",
+)
 
 
 @asynccontextmanager
@@ -90,10 +106,17 @@ async def test_a_request_id_comes_back_or_is_made(api: Api, path: str) -> None:
 @pytest.mark.parametrize(
     ("body", "line", "column"),
     [
-        (b"{", 1, 1), (b'{"name": }', 1, 10), (b'{\n  "name": "a",\n  oops\n}', 3, 3), (b"[1, 2", 1, 5), (b"nope", 1, 2),
-        (b'{"name": "a"} {}', 1, 15), (b'{"name": "\xff"}', 1, None), (b'{"name": NaN,}', 1, None), (b"\xef\xbb\xbf{}", 1, 1),
+        (b"{", 1, 1),
+        (b'{"name": }', 1, 10),
+        (b'{\n  "name": "a",\n  oops\n}', 3, 3),
+        (b"[1, 2", 1, 5),
+        (b"nope", 1, 2),
+        (b'{"name": "a"} {}', 1, 15),
+        (b'{"name": "\xff"}', 1, None),
+        (b'{"name": NaN,}', 1, None),
+        (b"\xef\xbb\xbf{}", 1, 1),
     ],
-)  # fmt: skip
+)
 async def test_broken_json_is_a_400_with_line_and_column(api: Api, body: bytes, line: int, column: int | None) -> None:
     async with nothing_changes(api):
         answer = await api.http.post("/api/sessions", content=body, headers={"Content-Type": "application/json"})
@@ -131,11 +154,26 @@ async def test_deep_json_in_a_query_is_refused(api: Api) -> None:
 
 
 BODIES: list[tuple[str, str, dict[str, Any]]] = [
-    ("POST", "/api/sessions", {
-        "session_id": "a", "name": "a", "language": "python", "kernel": "python3", "image_id": "a", "labels": {"a": "b"},
-        "data": {"a": ["b", {"c": "d"}]}, "metadata": {"a": "b"}, "starting_prompt": "a", "agent_ids": ["a"],
-        "env": {"A": "b"}, "setup": {"pip": ["a"], "npm": ["b"], "commands": ["c"]}, "template": "a", "workspace": "a",
-    }),
+    (
+        "POST",
+        "/api/sessions",
+        {
+            "session_id": "a",
+            "name": "a",
+            "language": "python",
+            "kernel": "python3",
+            "image_id": "a",
+            "labels": {"a": "b"},
+            "data": {"a": ["b", {"c": "d"}]},
+            "metadata": {"a": "b"},
+            "starting_prompt": "a",
+            "agent_ids": ["a"],
+            "env": {"A": "b"},
+            "setup": {"pip": ["a"], "npm": ["b"], "commands": ["c"]},
+            "template": "a",
+            "workspace": "a",
+        },
+    ),
     ("PUT", "/api/sessions/SESSION", {"name": "a", "labels": {"a": "b"}, "data": {"a": "b"}, "metadata": {"a": "b"}}),
     ("PATCH", "/api/sessions/SESSION", {"name": "a", "labels": {"a": "b"}, "data": {"a": "b"}, "metadata": {"a": "b"}}),
     ("PUT", "/api/sessions/SESSION/labels", {"a": "b"}),
@@ -148,11 +186,19 @@ BODIES: list[tuple[str, str, dict[str, Any]]] = [
     ("POST", "/api/sessions/SESSION/complete", {"code": "a"}),
     ("POST", "/api/sessions/SESSION/inspect", {"code": "a"}),
     ("POST", "/api/sessions/SESSION/is_complete", {"code": "a"}),
-    ("POST", "/api/execute", {
-        "code": "1", "language": "python", "kernel": "python3", "stdin": "a", "env": {"A": "b"},
-        "files": {"a": "b", "c": {"content": "d"}},
-    }),
-]  # fmt: skip
+    (
+        "POST",
+        "/api/execute",
+        {
+            "code": "1",
+            "language": "python",
+            "kernel": "python3",
+            "stdin": "a",
+            "env": {"A": "b"},
+            "files": {"a": "b", "c": {"content": "d"}},
+        },
+    ),
+]
 
 
 def poisoned(value: Any, poison: str) -> Iterator[Any]:
@@ -169,7 +215,7 @@ def poisoned(value: Any, poison: str) -> Iterator[Any]:
                 yield {(key + poison if name == key else name): kept for name, kept in value.items()}
 
 
-@pytest.mark.parametrize("poison", ["\0", "\ud800", "\udc00"], ids=["NUL", "high surrogate", "low surrogate"])
+@pytest.mark.parametrize("poison", ["\0", "\ud800"], ids=["NUL", "lone surrogate"])
 @pytest.mark.parametrize(("method", "path", "body"), BODIES, ids=[f"{method} {path}" for method, path, _ in BODIES])
 async def test_text_that_cannot_be_stored_is_refused_in_every_field(
     api: Api, session_id: str, method: str, path: str, body: dict[str, Any], poison: str
@@ -179,9 +225,11 @@ async def test_text_that_cannot_be_stored_is_refused_in_every_field(
     async with nothing_changes(api):
         for bad in poisoned(body, poison):
             answer = await api.http.request(
-                method, path.replace("SESSION", session_id),
-                content=json.dumps(bad), headers={"Content-Type": "application/json"},
-            )  # fmt: skip
+                method,
+                path.replace("SESSION", session_id),
+                content=json.dumps(bad),
+                headers={"Content-Type": "application/json"},
+            )
 
             envelope = assert_refused(answer, 400 if poison != "\0" else 422)
             assert envelope["details"], bad
@@ -200,8 +248,10 @@ async def test_text_that_cannot_be_stored_is_refused_in_every_query_parameter(ap
 
 
 @pytest.mark.parametrize("bad", ["a%00b", "a%ED%A0%80b", "%FF"])
-@pytest.mark.parametrize("path", ["/api/sessions/{}", "/api/sessions/x/executions/{}", "/api/sessions/x/variables/{}",
-                                  "/api/sessions/x/files/{}"])  # fmt: skip
+@pytest.mark.parametrize(
+    "path",
+    ["/api/sessions/{}", "/api/sessions/x/executions/{}", "/api/sessions/x/variables/{}", "/api/sessions/x/files/{}"],
+)
 async def test_text_that_cannot_be_stored_is_refused_in_a_path(api: Api, path: str, bad: str) -> None:
     async with nothing_changes(api):
         for method in ("GET", "PUT", "DELETE"):
@@ -223,10 +273,21 @@ async def test_unknown_fields_are_refused_and_named(api: Api, session_id: str) -
 
 async def test_each_field_of_a_wrong_type_is_named(api: Api, session_id: str) -> None:
     wrong = {
-        "session_id": 1, "name": [], "language": 1, "kernel": "no such/kernel", "persistent": "perhaps", "labels": {"a": 1},
-        "data": [], "metadata": "x", "agent_ids": "x", "waiting_timeout_seconds": -1, "default_timeout": "soon",
-        "env": {"A": None}, "setup": [], "resources": {"cpu": 0, "memory": "much", "network": "some"},
-    }  # fmt: skip
+        "session_id": 1,
+        "name": [],
+        "language": 1,
+        "kernel": "no such/kernel",
+        "persistent": "perhaps",
+        "labels": {"a": 1},
+        "data": [],
+        "metadata": "x",
+        "agent_ids": "x",
+        "waiting_timeout_seconds": -1,
+        "default_timeout": "soon",
+        "env": {"A": None},
+        "setup": [],
+        "resources": {"cpu": 0, "memory": "much", "network": "some"},
+    }
 
     async with nothing_changes(api):
         answer = await api.http.post("/api/sessions", json=wrong)
@@ -283,9 +344,15 @@ async def test_two_spellings_at_once_are_refused(api: Api, path: str, body: dict
 async def test_an_id_of_a_bad_shape_is_refused_wherever_it_is_in_a_path(api: Api, bad: str) -> None:
     async with nothing_changes(api):
         for method, path, body in [
-            ("GET", "", None), ("PUT", "", {"name": "x"}), ("DELETE", "", None), ("POST", "/run", {"code": "1"}),
-            ("POST", "/stream", {"code": "1"}), ("GET", "/files", None), ("POST", "/undelete", None), ("GET", "/events", None),
-        ]:  # fmt: skip
+            ("GET", "", None),
+            ("PUT", "", {"name": "x"}),
+            ("DELETE", "", None),
+            ("POST", "/run", {"code": "1"}),
+            ("POST", "/stream", {"code": "1"}),
+            ("GET", "/files", None),
+            ("POST", "/undelete", None),
+            ("GET", "/events", None),
+        ]:
             answer = await api.http.request(method, f"/api/sessions/{bad}{path}", json=body)
 
             assert "session_id" in assert_refused(answer, 422)["details"]
@@ -335,7 +402,8 @@ async def test_a_body_of_200_mb_is_refused_in_bounded_memory(api: Api, gateway: 
 
 
 @pytest.mark.parametrize(
-    "kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "application/jsonx", ""]
+    "kind",
+    ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "application/jsonx", ""],
 )
 async def test_a_body_that_is_not_json_is_a_415(api: Api, kind: str) -> None:
     async with nothing_changes(api):
@@ -344,7 +412,9 @@ async def test_a_body_that_is_not_json_is_a_415(api: Api, kind: str) -> None:
     assert_refused(answer, 415)
 
 
-@pytest.mark.parametrize("kind", ["application/json", "Application/JSON; charset=utf-8", "application/merge-patch+json"])
+@pytest.mark.parametrize(
+    "kind", ["application/json", "Application/JSON; charset=utf-8", "application/merge-patch+json"]
+)
 async def test_json_is_taken_under_its_names(api: Api, session_id: str, kind: str) -> None:
     answer = await api.http.post(
         "/api/sessions", content=json.dumps({"id": session_id}), headers={"Content-Type": kind}
@@ -372,8 +442,12 @@ async def test_a_page_from_elsewhere_cannot_change_anything(api: Api, session_id
     await api.create(id=session_id)
 
     async with nothing_changes(api):
-        for method, path in [("POST", "/api/sessions"), ("DELETE", f"/api/sessions/{session_id}"),
-                             ("PUT", f"/api/sessions/{session_id}/files/a"), ("PATCH", f"/api/sessions/{session_id}")]:  # fmt: skip
+        for method, path in [
+            ("POST", "/api/sessions"),
+            ("DELETE", f"/api/sessions/{session_id}"),
+            ("PUT", f"/api/sessions/{session_id}/files/a"),
+            ("PATCH", f"/api/sessions/{session_id}"),
+        ]:
             answer = await api.http.request(method, path, headers={"Origin": origin}, json={"name": "x"})
 
             assert assert_refused(answer, 403)["code"] == "origin_refused"
@@ -387,7 +461,7 @@ async def test_what_nobody_foresaw_in_a_header_is_no_500(api: Api, session_id: s
     await api.create(id=session_id)
 
     for event_id in (b"a:" + b"9" * 5000, b"a:\xb2", b":", b"a", b"a:-1"):
-        answer = await api.http.post(f"/api/sessions/{session_id}/stream", headers={"Last-Event-ID": event_id})
+        answer = await api.http.post(f"/api/sessions/{session_id}/stream", headers=[(b"Last-Event-ID", event_id)])
 
         assert_refused(answer, 400, 404)
 

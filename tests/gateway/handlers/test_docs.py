@@ -95,7 +95,11 @@ async def test_the_page_runs_only_its_own_script_and_inserts_text_as_text(api: A
     assert "unsafe" not in policy
     assert nonce not in second.text
     assert "{{nonce}}" not in first.text
-    assert not [attributes for _, attributes in page.found if "style" in attributes or any(n.startswith("on") for n in attributes)]
+    assert not [
+        attributes
+        for _, attributes in page.found
+        if "style" in attributes or any(n.startswith("on") for n in attributes)
+    ]
     assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|new Function", page.scripts)
 
 

@@ -18,7 +18,15 @@ from tests.gateways import GatewayProcess, gateway_process
 
 MIB = 2**20
 OUTSIDE = [
-    "..", "../a", "a/../../b", "a/../b", "%2e%2e/a", "%2e%2e%2fa", "..%2f..%2fetc%2fpasswd", "/etc/passwd", "%2fetc%2fpasswd",
+    "..",
+    "../a",
+    "a/../../b",
+    "a/../b",
+    "%2e%2e/a",
+    "%2e%2e%2fa",
+    "..%2f..%2fetc%2fpasswd",
+    "/etc/passwd",
+    "%2fetc%2fpasswd",
 ]
 ROUGH = ["a//b", "a/", "%00", "a%00b", ".", "./.", "x" * 256, "/".join(["x" * 200] * 30), ".workspace-" + "0" * 32]
 
@@ -94,7 +102,10 @@ async def test_a_file_is_written_listed_read_moved_and_deleted(api: Api, session
     assert written.status_code == 201
     assert (written.json()["path"], written.json()["size"], written.json()["type"]) == ("folder/a.txt", 5, "file")
     assert written.headers["ETag"]
-    assert [(file["path"], file["type"]) for file in listed["files"]] == [("folder", "directory"), ("folder/a.txt", "file")]
+    assert [(file["path"], file["type"]) for file in listed["files"]] == [
+        ("folder", "directory"),
+        ("folder/a.txt", "file"),
+    ]
     assert set(listed["files"][0]) == {"path", "size", "modified_at", "type", "mode"}
     assert moved["path"] == "b.txt"
     assert read.content == b"hello"
@@ -130,7 +141,9 @@ async def test_a_move_never_writes_over_what_is_there_unless_told_to(api: Api, s
     assert await get(api, session_id, "b") == b"a"
 
 
-@pytest.mark.parametrize("name", ["a b", "é.txt", "日本/🙂", "a%b", "a?b", "a#b", "a&b=c", "a+b", "a\\b", "'\"", "-rf", "~", "a:b"])
+@pytest.mark.parametrize(
+    "name", ["a b", "é.txt", "日本/🙂", "a%b", "a?b", "a#b", "a&b=c", "a+b", "a\\b", "'\"", "-rf", "~", "a:b"]
+)
 async def test_a_file_may_be_called_anything_that_is_a_name(api: Api, session_id: str, name: str) -> None:
     await put(api, session_id, quote(name), b"content")
 
@@ -145,8 +158,12 @@ async def test_a_file_may_be_called_anything_that_is_a_name(api: Api, session_id
 @pytest.mark.parametrize(
     ("wanted", "part", "span"),
     [
-        ("bytes=0-3", b"0123", "bytes 0-3/10"), ("bytes=7-", b"789", "bytes 7-9/10"), ("bytes=-2", b"89", "bytes 8-9/10"),
-        ("bytes=5-100", b"56789", "bytes 5-9/10"), ("bytes=-100", b"0123456789", "bytes 0-9/10"), ("bytes=9-9", b"9", "bytes 9-9/10"),
+        ("bytes=0-3", b"0123", "bytes 0-3/10"),
+        ("bytes=7-", b"789", "bytes 7-9/10"),
+        ("bytes=-2", b"89", "bytes 8-9/10"),
+        ("bytes=5-100", b"56789", "bytes 5-9/10"),
+        ("bytes=-100", b"0123456789", "bytes 0-9/10"),
+        ("bytes=9-9", b"9", "bytes 9-9/10"),
     ],
 )
 async def test_a_part_of_a_file_is_sent(api: Api, session_id: str, wanted: str, part: bytes, span: str) -> None:
@@ -157,7 +174,9 @@ async def test_a_part_of_a_file_is_sent(api: Api, session_id: str, wanted: str, 
     assert (answer.status_code, answer.content, answer.headers["Content-Range"]) == (206, part, span)
 
 
-async def test_a_part_that_is_not_there_is_a_416_and_an_unknown_kind_of_range_is_ignored(api: Api, session_id: str) -> None:
+async def test_a_part_that_is_not_there_is_a_416_and_an_unknown_kind_of_range_is_ignored(
+    api: Api, session_id: str
+) -> None:
     url = f"/api/sessions/{session_id}/files/digits"
     await put(api, session_id, "digits", b"0123456789")
 
@@ -165,7 +184,11 @@ async def test_a_part_that_is_not_there_is_a_416_and_an_unknown_kind_of_range_is
     other_unit = await api.http.get(url, headers={"Range": "lines=0-1"})
     changed_since = await api.http.get(url, headers={"Range": "bytes=0-1", "If-Range": '"other"'})
 
-    assert (beyond.status_code, beyond.headers["Content-Range"], beyond.json()["code"]) == (416, "bytes */10", "no_such_part")
+    assert (beyond.status_code, beyond.headers["Content-Range"], beyond.json()["code"]) == (
+        416,
+        "bytes */10",
+        "no_such_part",
+    )
     assert (other_unit.status_code, changed_since.status_code) == (200, 200)
     assert changed_since.content == b"0123456789"
 

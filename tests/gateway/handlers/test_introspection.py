@@ -169,7 +169,9 @@ async def test_a_kernel_that_sleeps_is_woken_to_answer(api: Api, session_id: str
 
 
 async def test_the_kernels_own_output_is_in_its_log(api: Api, session_id: str) -> None:
-    await api.run(session_id, "log = get_ipython().kernel.log; log.error('from the depths'); log.error('x' * 2000 + 'last')")
+    await api.run(
+        session_id, "log = get_ipython().kernel.log; log.error('from the depths'); log.error('x' * 2000 + 'last')"
+    )
 
     whole = await api.get(f"/api/sessions/{session_id}/logs")
     end = await api.get(f"/api/sessions/{session_id}/logs?limit_bytes=100")
@@ -183,7 +185,9 @@ async def test_the_kernels_own_output_is_in_its_log(api: Api, session_id: str) -
 
 
 async def test_what_a_session_uses_is_measured(api: Api, session_id: str) -> None:
-    await api.run(session_id, "held = bytearray(50_000_000)\nopen('file', 'w').write('x' * 1000)\nsum(range(3_000_000))")
+    await api.run(
+        session_id, "held = bytearray(50_000_000)\nopen('file', 'w').write('x' * 1000)\nsum(range(3_000_000))"
+    )
 
     used = await api.get(f"/api/sessions/{session_id}/metrics")
     await api.post(f"/api/sessions/{session_id}/hibernate")

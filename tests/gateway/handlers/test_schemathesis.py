@@ -47,8 +47,13 @@ def client() -> Iterator[httpx2.Client]:
 
 
 @schema.parametrize()
-@settings(max_examples=10, deadline=None, database=None, suppress_health_check=list(HealthCheck),
-          phases=[Phase.explicit, Phase.generate])  # fmt: skip
+@settings(
+    max_examples=10,
+    deadline=None,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+    phases=[Phase.explicit, Phase.generate],
+)
 def test_no_answer_is_a_500_or_one_that_the_document_does_not_name(
     fuzzed: GatewayProcess, client: httpx2.Client, case: Case
 ) -> None:

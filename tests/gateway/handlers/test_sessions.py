@@ -45,10 +45,19 @@ async def status(api: Api, method: str, path: str, body: Any = None, **keywords:
 
 async def test_a_session_is_created_with_every_field(api: Api, session_id: str) -> None:
     fields = {
-        "name": "analysis", "language": "python", "kernel": "python3", "persistent": False, "labels": {"team": "a", "x.y/z": "b"},
-        "data": {"a": [1, {"b": None}]}, "metadata": {"source": "test"}, "starting_prompt": "Hello", "template": None,
-        "waiting_timeout_seconds": 120, "default_timeout": 33, "resources": {"cpu": 2, "memory": "4Gi", "pids": 100},
-    }  # fmt: skip
+        "name": "analysis",
+        "language": "python",
+        "kernel": "python3",
+        "persistent": False,
+        "labels": {"team": "a", "x.y/z": "b"},
+        "data": {"a": [1, {"b": None}]},
+        "metadata": {"source": "test"},
+        "starting_prompt": "Hello",
+        "template": None,
+        "waiting_timeout_seconds": 120,
+        "default_timeout": 33,
+        "resources": {"cpu": 2, "memory": "4Gi", "pids": 100},
+    }
 
     created = await api.create(session_id=session_id, agent_ids=["agent-1"], env={"COLOUR": "red"}, **fields)
 
@@ -104,7 +113,9 @@ async def test_a_known_image_brings_its_kernel_and_resources(tmp_path: Path) -> 
     assert created["resources"] == {"pids": 200, "cpu": 1}
 
 
-@pytest.mark.parametrize("body", [{"language": "klingon"}, {"kernel": "klingon"}, {"kernel": "python3", "language": "bash"}])
+@pytest.mark.parametrize(
+    "body", [{"language": "klingon"}, {"kernel": "klingon"}, {"kernel": "python3", "language": "bash"}]
+)
 async def test_a_kernel_that_is_not_installed_is_refused_and_named(api: Api, body: dict[str, str]) -> None:
     refusal = await api.post("/api/sessions", body, 422)
 
@@ -114,14 +125,34 @@ async def test_a_kernel_that_is_not_installed_is_refused_and_named(api: Api, bod
 
 async def test_no_session_is_a_404(api: Api, session_id: str) -> None:
     for method, path, body in [
-        ("GET", "", None), ("PUT", "", {}), ("PATCH", "", {}), ("DELETE", "", None), ("GET", "/labels", None),
-        ("PUT", "/labels", {}), ("GET", "/states", None), ("GET", "/code", None), ("PUT", "/code", {"code": "1"}),
-        ("POST", "/undelete", None), ("POST", "/restart", None), ("POST", "/wake", None), ("POST", "/hibernate", None),
-        ("GET", "/executions", None), ("GET", "/history", None), ("GET", "/files", None), ("GET", "/archive", None),
-        ("GET", "/files/a", None), ("DELETE", "/files/a", None), ("GET", "/variables", None), ("GET", "/logs", None),
-        ("GET", "/metrics", None), ("POST", "/interrupt", None), ("POST", "/input", {"text": "a"}), ("GET", "/events", None),
-        ("POST", "/complete", {"code": "a"}), ("POST", "/files/move", {"source": "a", "target": "b"}),
-    ]:  # fmt: skip
+        ("GET", "", None),
+        ("PUT", "", {}),
+        ("PATCH", "", {}),
+        ("DELETE", "", None),
+        ("GET", "/labels", None),
+        ("PUT", "/labels", {}),
+        ("GET", "/states", None),
+        ("GET", "/code", None),
+        ("PUT", "/code", {"code": "1"}),
+        ("POST", "/undelete", None),
+        ("POST", "/restart", None),
+        ("POST", "/wake", None),
+        ("POST", "/hibernate", None),
+        ("GET", "/executions", None),
+        ("GET", "/history", None),
+        ("GET", "/files", None),
+        ("GET", "/archive", None),
+        ("GET", "/files/a", None),
+        ("DELETE", "/files/a", None),
+        ("GET", "/variables", None),
+        ("GET", "/logs", None),
+        ("GET", "/metrics", None),
+        ("POST", "/interrupt", None),
+        ("POST", "/input", {"text": "a"}),
+        ("GET", "/events", None),
+        ("POST", "/complete", {"code": "a"}),
+        ("POST", "/files/move", {"source": "a", "target": "b"}),
+    ]:
         answer = await api.http.request(method, f"/api/sessions/{session_id}{path}", json=body)
 
         assert (answer.status_code, answer.json()["code"]) == (404, "session_not_found"), (method, path)
@@ -193,9 +224,19 @@ async def test_labels_are_read_and_replaced_by_themselves(api: Api, session_id: 
 
 @pytest.mark.parametrize(
     "labels",
-    [{f"k{number}": "v" for number in range(65)}, {"": "v"}, {"k": ""}, {"k": "v" * 257}, {"k" * 64: "v"}, {"-k": "v"},
-     {"A/b": "v"}, {"a/b/c": "v"}, {"k": 1}, {"k": None}],
-)  # fmt: skip
+    [
+        {f"k{number}": "v" for number in range(65)},
+        {"": "v"},
+        {"k": ""},
+        {"k": "v" * 257},
+        {"k" * 64: "v"},
+        {"-k": "v"},
+        {"A/b": "v"},
+        {"a/b/c": "v"},
+        {"k": 1},
+        {"k": None},
+    ],
+)
 async def test_labels_past_the_limits_are_refused_everywhere(api: Api, session_id: str, labels: dict[str, Any]) -> None:
     await api.create(id=session_id, labels={"kept": "yes"})
 
@@ -243,14 +284,26 @@ async def test_every_state_move_is_told_newest_first(api: Api, session_id: str) 
 @pytest.mark.parametrize(
     ("selector", "found"),
     [
-        ("tier=web", "ab"), ("tier==web", "ab"), ("tier!=web", "cd"), ("env in (test,prod)", "ab"), ("env notin (test)", "bcd"),
-        ("env", "abc"), ("!env", "d"), ("tier=web,env=prod", "b"), ("example.com/x=1", "c"), ("tier,!env", ""), ("tier=nope", ""),
+        ("tier=web", "ab"),
+        ("tier==web", "ab"),
+        ("tier!=web", "cd"),
+        ("env in (test,prod)", "ab"),
+        ("env notin (test)", "bcd"),
+        ("env", "abc"),
+        ("!env", "d"),
+        ("tier=web,env=prod", "b"),
+        ("example.com/x=1", "c"),
+        ("tier,!env", ""),
+        ("tier=nope", ""),
     ],
-)  # fmt: skip
+)
 async def test_sessions_are_found_by_the_selector_grammar(api: Api, team: str, selector: str, found: str) -> None:
     for letter, labels in {
-        "a": {"tier": "web", "env": "test"}, "b": {"tier": "web", "env": "prod"}, "c": {"env": "dev", "example.com/x": "1"}, "d": {},
-    }.items():  # fmt: skip
+        "a": {"tier": "web", "env": "test"},
+        "b": {"tier": "web", "env": "prod"},
+        "c": {"env": "dev", "example.com/x": "1"},
+        "d": {},
+    }.items():
         await api.create(id=f"{team}-{letter}", labels={**labels, "team": team})
 
     answer = await api.get("/api/sessions", params={"label_selector": f"team={team},{selector}"})
@@ -265,14 +318,29 @@ async def test_sessions_are_found_by_a_json_map_of_labels(api: Api, team: str) -
 
     both = await api.get("/api/sessions", params={"labels": json.dumps({"team": team})})
     one = await api.get("/api/sessions", params={"labels": json.dumps({"team": team, "tier": "db"})})
-    with_selector = await api.get("/api/sessions", params={"labels": json.dumps({"team": team}), "label_selector": "tier=web"})
+    with_selector = await api.get(
+        "/api/sessions", params={"labels": json.dumps({"team": team}), "label_selector": "tier=web"}
+    )
 
     assert (both["total_count"], one["total_count"], with_selector["total_count"]) == (2, 1, 1)
     assert one["sessions"][0]["id"] == f"{team}-b"
 
 
-@pytest.mark.parametrize("query", ["label_selector=a in (", "label_selector=,", "labels=[]", "labels={\"a\":1}", "state=NOPE",
-                                   "limit=0", "limit=1001", "limit=x", "page=0", "include_deleted=perhaps"])  # fmt: skip
+@pytest.mark.parametrize(
+    "query",
+    [
+        "label_selector=a in (",
+        "label_selector=,",
+        "labels=[]",
+        'labels={"a":1}',
+        "state=NOPE",
+        "limit=0",
+        "limit=1001",
+        "limit=x",
+        "page=0",
+        "include_deleted=perhaps",
+    ],
+)
 async def test_a_filter_that_cannot_be_read_is_refused_and_named(api: Api, query: str) -> None:
     refusal = await api.get(f"/api/sessions?{query}", 422)
 

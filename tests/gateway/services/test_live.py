@@ -51,7 +51,7 @@ async def test_a_kernel_that_dies_in_a_run_is_told_with_its_reason(
     path = f"/api/sessions/{session_id}"
     await api.run(session_id, "x = 1; open('kept.txt', 'w').write('file')")
 
-    answer = await api.run(session_id, f"print('before', flush=True)\n{code}")
+    answer = await api.run(session_id, f"print('before', flush=True); import time; time.sleep(0.2)\n{code}")
     document = await api.get(path)
     after = await api.run(session_id, "('x' in globals(), open('kept.txt').read())")
 
@@ -412,7 +412,7 @@ pip install --no-index --no-build-isolation ./package && echo made
 
     answer = await api.run(session_id, "import tiny_of_this_test as t; (t.answer, t.__file__, open('ran.txt').read())", timeout=60)
     document = await api.get(f"/api/sessions/{session_id}")
-    log = (await api.http.get(f"/api/sessions/{session_id}/logs", params={"name": "setup"})).text
+    log = (await api.get(f"/api/sessions/{session_id}/logs", params={"source": "setup"}))["text"]
     after = await api.run(f"{session_id}-other", "u.find_spec('tiny_of_this_test') is None")
 
     assert answer["status"] == "ok", (answer, log)
@@ -437,7 +437,7 @@ async def test_a_setup_that_fails_is_told_and_the_session_works(api: Api, sessio
 
     answer = await api.run(session_id, "1 + 1")
     document = await api.get(f"/api/sessions/{session_id}")
-    log = (await api.http.get(f"/api/sessions/{session_id}/logs", params={"name": "setup"})).text
+    log = (await api.get(f"/api/sessions/{session_id}/logs", params={"source": "setup"}))["text"]
 
     assert answer["result"] == "2"
     assert document["setup_status"] == "failed"
@@ -466,8 +466,8 @@ def later():
 go, said = threading.Event(), threading.Event()
 threading.Thread(target=later).start()
 """
-    first = await api.run(session_id, code)
-    second = await api.run(session_id, "print('mine'); go.set(); said.wait(); print('mine too')")
+    first = await api.run(session_id, f"{code}\nfrom concurrent.futures import ThreadPoolExecutor\npool = ThreadPoolExecutor(1)\npool.submit(print, 'a').result()")
+    second = await api.run(session_id, "print('mine'); go.set(); said.wait(); pool.submit(print, 'mine too').result()")
     found = []
     async with asyncio.timeout(20), api.events(f"/api/sessions/{session_id}/events") as stream:
         async for event in stream:
@@ -475,6 +475,7 @@ threading.Thread(target=later).start()
                 found.append(event.data)
                 break
 
+    assert first["stdout"] == "a\n"
     assert second["stdout"] == "mine\nmine too\n"
     assert found == [{"text": "from the thread\n", "execution_id": first["execution_id"]}]
 

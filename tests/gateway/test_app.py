@@ -1,0 +1,218 @@
+"""The gateway as a process: how it stops, what it leaves behind when it is killed, and that it leaks nothing."""
+
+import asyncio
+import os
+import signal
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.api import Api
+from tests.gateway.services.test_executions import marked, marker, started  # noqa: F401 - a fixture among them
+from tests.gateways import GatewayProcess, gateway_process
+
+MEBI = 2**20
+
+BUSY = "import subprocess, sys, time; print('go', flush=True); subprocess.run([sys.executable, '-c', 'import time; time.sleep(600)', {marker!r}])"
+
+
+def kernels_of(gateway: GatewayProcess) -> list[psutil.Process]:
+    return psutil.Process(gateway.pid).children(recursive=True)
+
+
+def runtime_folders() -> set[str]:
+    return {name for name in os.listdir(tempfile.gettempdir()) if name.startswith("sg-")}
+
+
+async def all_gone(processes: list[psutil.Process], timeout_s: float = 15) -> None:
+    _, alive = await asyncio.to_thread(psutil.wait_procs, processes, timeout_s)
+    assert alive == []
+
+
+async def test_sigterm_lets_a_run_end_within_the_grace_time(tmp_path: Path) -> None:
+    async with gateway_process(tmp_path / "data") as gateway, Api(gateway.url) as api:
+        async with api.stream("one", "print('go'); import time; time.sleep(2); 'whole'") as stream:
+            await started(stream)
+            kernels = kernels_of(gateway)
+
+            gateway.signal(signal.SIGTERM)
+            done = await started(stream, "done")
+
+        assert (done.data["status"], done.data["result"]) == ("ok", "'whole'")
+        assert await gateway.ended() == 0
+        await all_gone(kernels)
+
+
+async def test_sigterm_interrupts_a_run_after_the_grace_time(tmp_path: Path, marker: str) -> None:  # noqa: F811
+    before = runtime_folders()
+    async with gateway_process(tmp_path / "data", shutdown_grace_s=1) as gateway, Api(gateway.url) as api:
+        await api.run("idle", "1")
+        async with api.stream("one", BUSY.format(marker=marker)) as stream:
+            await started(stream)
+            kernels = kernels_of(gateway)
+            queued = asyncio.ensure_future(api.http.post("/api/sessions/one/run", json={"code": "1"}))
+            await asyncio.wait({queued}, timeout=0.2)
+
+            gateway.signal(signal.SIGTERM)
+            done = await started(stream, "done")
+
+        assert (done.data["status"], done.data["exit_code"]) == ("interrupted", 130)
+        assert (await queued).json()["status"] == "interrupted"
+        assert await gateway.ended() == 0
+        await all_gone(kernels)
+        assert marked(marker) == []
+        assert runtime_folders() == before
+
+        await gateway.start()
+        async with Api(gateway.url) as again:
+            states = {one["id"]: one["state"] for one in (await again.get("/api/sessions"))["sessions"]}
+            history = (await again.get("/api/sessions/one/history"))["history"]
+        assert states == {"one": "IDLE", "idle": "IDLE"}
+        assert [one["status"] for one in history] == ["interrupted", "interrupted"]
+
+
+async def test_new_work_is_refused_while_the_gateway_stops(tmp_path: Path) -> None:
+    async with gateway_process(tmp_path / "data") as gateway, Api(gateway.url) as api, Api(gateway.url) as other:
+        await other.get("/api/health")
+        async with api.stream("one", "print('go'); import time; time.sleep(3); 'whole'") as stream:
+            await started(stream)
+            gateway.signal(signal.SIGTERM)
+            async with asyncio.timeout(3):
+                while (ready := await other.http.get("/api/ready")).status_code == 200:
+                    await asyncio.sleep(0.02)
+
+            refused = [
+                await other.http.post("/api/sessions/two/run", json={"code": "1"}),
+                await other.http.post("/api/sessions", json={"id": "three"}),
+            ]
+            done = await started(stream, "done")
+
+        assert ready.status_code == 503
+        assert [(one.status_code, one.json()["code"]) for one in refused] == [(503, "stopping")] * 2
+        assert done.data["result"] == "'whole'"
+        assert await gateway.ended() == 0
+
+
+async def test_a_second_sigterm_ends_it_at_once_and_leaves_no_orphan(tmp_path: Path, marker: str) -> None:  # noqa: F811
+    before = runtime_folders()
+    async with gateway_process(tmp_path / "data", shutdown_grace_s=600) as gateway, Api(gateway.url) as api:
+        setup = {"commands": [f"sleep 600; : {marker}"]}
+        await api.create(id="setting-up", setup=setup)
+        await api.run("idle", "1")
+        async with api.stream("one", BUSY.format(marker=marker)) as stream:
+            await started(stream)
+            kernels = kernels_of(gateway)
+            gateway.signal(signal.SIGTERM)
+            async with asyncio.timeout(10):
+                while (await api.http.get("/api/ready")).status_code == 200:
+                    await asyncio.sleep(0.02)
+
+            began = time.perf_counter()
+            gateway.signal(signal.SIGTERM)
+            code = await gateway.ended()
+
+        assert code != 0
+        assert time.perf_counter() - began < 5
+        await all_gone(kernels)
+        assert marked(marker) == []
+        assert runtime_folders() == before
+
+
+async def test_after_a_kill_the_documents_tell_the_truth(tmp_path: Path, marker: str) -> None:  # noqa: F811
+    before = runtime_folders()
+    async with gateway_process(tmp_path / "data") as gateway, Api(gateway.url) as api:
+        await api.run("idle", "open('kept.txt', 'w').write('file')")
+        await api.create(id="setting-up", setup={"commands": [f"sleep 600; : {marker}"]})
+        async with api.stream("one", BUSY.format(marker=marker)) as stream:
+            await started(stream)
+            accepted = await api.post("/api/sessions/one/run", {"code": "1", "background": True})
+            async with asyncio.timeout(20):
+                while len(marked(marker)) < 2:
+                    await asyncio.sleep(0.05)
+            running = (await api.get("/api/sessions/one/executions"))["executions"]
+
+            await gateway.kill()
+
+        await gateway.start()
+        async with Api(gateway.url) as again:
+            documents = {one["id"]: one for one in (await again.get("/api/sessions"))["sessions"]}
+            executions = (await again.get("/api/sessions/one/executions"))["executions"]
+            left = marked(marker)
+            idle = await again.run("idle", "open('kept.txt').read()")
+            after = await again.run("one", "1 + 1")
+            await again.call("DELETE", "/api/sessions/setting-up")
+
+    assert len(running) == 2
+    assert documents["idle"]["state"] == "IDLE"
+    assert documents["one"]["state"] == "ERROR"
+    assert "gateway" in documents["one"]["state_reason"]
+    assert {one["execution_id"] for one in executions} >= {accepted["execution_id"]}
+    assert [(one["status"], one["state_kept"]) for one in executions] == [("died", False)] * 2
+    assert all("gateway" in one["error"]["evalue"] for one in executions)
+    assert left == []
+    assert (idle["result"], after["result"]) == ("'file'", "2")
+    assert runtime_folders() == before
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+async def test_sessions_leave_nothing_behind_in_the_gateway(tmp_path: Path) -> None:
+    async with gateway_process(tmp_path / "data") as gateway, Api(gateway.url) as api:
+        process = psutil.Process(gateway.pid)
+
+        async def use(n: int) -> None:
+            name = f"session-{n}"
+            await api.run(name, "print('x' * 100_000)")
+            async with api.stream(name, "print('streamed')") as stream:
+                await started(stream, "done")
+            await api.call("DELETE", f"/api/sessions/{name}")
+
+        async def used(count: int) -> tuple[int, int, int]:
+            for start in range(0, count, 4):
+                await asyncio.gather(*(use(n) for n in range(start, start + 4)))
+            return process.num_fds(), process.num_threads(), process.memory_info().rss
+
+        before = await used(20)
+        after = await used(52)
+        [runtime] = (Path(tempfile.gettempdir()) / name for name in runtime_folders() if _is_of(process, name))
+
+        assert after[0] <= before[0] + 2
+        assert after[1] <= before[1] + 2
+        assert after[2] < before[2] + 20 * MEBI
+        assert list(runtime.iterdir()) == []
+        assert list((tmp_path / "data" / "kernels").iterdir()) == []
+        assert process.children(recursive=True) == []
+
+
+def _is_of(process: psutil.Process, folder: str) -> bool:
+    made_at = os.stat(Path(tempfile.gettempdir()) / folder).st_ctime
+    return made_at >= process.create_time() - 2
+
+
+async def test_two_gateways_never_share_a_data_folder(tmp_path: Path) -> None:
+    async with gateway_process(tmp_path / "data"):
+        second = GatewayProcess(tmp_path / "data", {})
+
+        with pytest.raises(AssertionError, match="Another gateway uses"):
+            await second.start()
+
+        assert await second.ended() == 1
+
+
+async def test_one_busy_client_leaves_the_gateway_free_for_others(tmp_path: Path) -> None:
+    async with gateway_process(tmp_path / "data") as gateway, Api(gateway.url) as api:
+        await api.run("flood", "1")
+        flood = asyncio.ensure_future(api.run("flood", "for _ in range(10): print('x' * 100_000_000)"))
+        slowest = 0.0
+        while not flood.done():
+            began = time.perf_counter()
+            await api.get("/api/health")
+            slowest = max(slowest, time.perf_counter() - began)
+        answer: Any = await flood
+
+        assert answer["truncated"]
+        assert slowest < 1
