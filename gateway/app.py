@@ -181,7 +181,9 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
                 supervisor = Supervisor(settings, store, services.live, services.recorder)
                 reaper = Reaper(settings, services.live, services.sessions)
                 await supervisor.beat()
-                server = Server(_application(services), xheaders=False, max_buffer_size=64 * 2**20)
+                server = Server(
+                    _application(services), xheaders=False, max_buffer_size=64 * 2**20, max_header_size=2**18
+                )
                 server.add_sockets(sockets)
                 background.spawn(every(settings.heartbeat_interval_s, supervisor.beat))
                 background.spawn(every(settings.reaper_interval_s, reaper.sweep))

@@ -25,10 +25,10 @@ from gateway.config import Settings, is_loopback
 from gateway.metrics import Metrics
 from gateway.models.audit import AuditLine
 from gateway.models.base import now
-from gateway.models.idempotency import KeptAnswer
-from gateway.models.queries import NoQuery
 from gateway.models.executions import ExecutionView
+from gateway.models.idempotency import KeptAnswer
 from gateway.models.pieces import LARGE_CHARACTERS, text_size, view_pieces
+from gateway.models.queries import NoQuery
 from gateway.models.sessions import Session, SessionId, SessionView
 from gateway.services.executions import ExecutionService
 from gateway.services.idempotency import IdempotencyService
@@ -188,15 +188,26 @@ class ApiHandler(RequestHandler):
         try:
             self.check()
         except errors.GatewayError as refusal:
+            if self._body_is_not_read():
+                raise
             self._refused = True
             setattr(self, str(self.request.method).lower(), partial(_refuse, refusal))
+
+    def _body_is_not_read(self) -> bool:
+        """The client waits for a word before it sends its body, or sends more than anybody would read to drop it."""
+        waits = self.request.headers.get("Expect", "").lower() == "100-continue"
+        return waits or self._declared_bytes > self.body_limit_bytes + _DISCARDED_BYTES
+
+    @property
+    def _declared_bytes(self) -> int:
+        length = self.request.headers.get("Content-Length", "0")
+        return int(length) if length.isdecimal() else 0
 
     def check(self) -> None:
         """What can be said against a request before its body is read."""
         self.request.connection.set_max_body_size(self.body_limit_bytes + _DISCARDED_BYTES)  # type: ignore[union-attr]
         self._check_origin()
-        length = self.request.headers.get("Content-Length", "0")
-        if length.isdigit() and int(length) > self.body_limit_bytes:
+        if self._declared_bytes > self.body_limit_bytes:
             raise self._too_large()
         if self.request.method not in self._allowed_methods():
             raise self._not_allowed()
@@ -323,8 +334,8 @@ class ApiHandler(RequestHandler):
         self.set_status(_status_of(refusal))
         if isinstance(refusal, errors.NotAllowed):
             self.set_header("Allow", ", ".join(sorted(self._allowed_methods())))
-        if refusal.retry_after_s is not None:
-            self.set_header("Retry-After", str(refusal.retry_after_s))
+        if refusal.retry_after_s is not None or isinstance(refusal, errors.Exhausted | errors.Unavailable):
+            self.set_header("Retry-After", str(refusal.retry_after_s or 1))
         if not self.request._body_future.done():  # Tornado refused it, and will not read on
             self.set_header("Connection", "close")
         self.send_json(envelope(refusal, self.request_id).model_dump_json(), _status_of(refusal))

@@ -54,9 +54,7 @@ class KernelsHandler(ApiHandler):
 
     def get(self) -> None:
         specs = self.services.sessions.kernelspecs()
-        kernels = {
-            name: {"display_name": spec.display_name, "language": spec.language} for name, spec in specs.items()
-        }
+        kernels = {name: {"display_name": spec.display_name, "language": spec.language} for name, spec in specs.items()}
         self.send(KernelsAnswer(default="python3", kernels=kernels))
 
 

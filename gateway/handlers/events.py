@@ -147,7 +147,11 @@ class ExecutionEventsHandler(RunEventHandler):
 class SessionEventsHandler(EventHandler):
     """/api/sessions/{session_id}/events"""
 
-    operations = {"GET": Operation("Stream state moves, and outputs that belong to no answer", "text/event-stream")}
+    operations = {
+        "GET": Operation(
+            "Stream state moves and outputs, also what is printed after its cell has ended", "text/event-stream"
+        )
+    }
 
     async def get(self, session_id: str) -> None:
         live = await self.services.sessions.hold(self.session_id(session_id), self.caller, create=False)

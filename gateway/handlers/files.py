@@ -27,6 +27,12 @@ def view(info: FileInfo) -> FileView:
     )
 
 
+def _seen(task: asyncio.Task[None]) -> None:
+    """A refusal that nobody waits for any more, since the client is gone, is no news for the log."""
+    if not task.cancelled():
+        task.exception()
+
+
 class UploadHandler(ApiHandler):
     """Hands the body of a PUT on as it comes; its sender is slowed down to what the workspace takes."""
 
@@ -45,6 +51,7 @@ class UploadHandler(ApiHandler):
         super().prepare()
         if self.request.method == "PUT" and not self._refused:
             self._receiving = asyncio.create_task(self.receive(self._incoming(), **self.path_kwargs))
+            self._receiving.add_done_callback(_seen)
 
     async def receive(self, pieces: AsyncIterator[bytes], **path: str) -> None:
         """Take the body and send the answer."""

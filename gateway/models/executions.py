@@ -1,5 +1,6 @@
 """Executions: what may be run, the record that is kept, and the answer that is given."""
 
+import base64
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
@@ -51,8 +52,18 @@ class RunRequest(_Timed):
 
 
 class FileContent(Request):
-    content: Text
     encoding: Literal["utf-8", "base64"] = "utf-8"
+    content: Text
+
+    @field_validator("content")
+    @classmethod
+    def _decodable(cls, content: str, info: ValidationInfo) -> str:
+        if info.data.get("encoding") == "base64":
+            try:
+                base64.b64decode(content, validate=True)
+            except ValueError as error:
+                raise ValueError(f"is not base64: {error}") from None
+        return content
 
 
 class ExecuteRequest(_Timed):

@@ -169,6 +169,9 @@ class Session(BaseModel):
     agents: list[SessionAgent] = []
     parent_id: str | None = None
     template: str | None = None
+    workspace: str | None = None
+    allow_internet_access: bool | None = None
+    allow_public_access: bool | None = None
     waiting_timeout_seconds: float = 300
     default_timeout: float | None = None
     resources: Resources = Resources()
@@ -214,6 +217,9 @@ class SessionView(Answer):
     agents: list[SessionAgent]
     parent_id: str | None
     template: str | None
+    workspace: str | None
+    allow_internet_access: bool | None = Field(serialization_alias="allowInternetAccess")
+    allow_public_access: bool | None = Field(serialization_alias="allowPublicAccess")
     waiting_timeout_seconds: float
     default_timeout: float | None
     resources: dict[str, Any]

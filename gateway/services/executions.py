@@ -13,12 +13,22 @@ from typing import Any
 from uuid import uuid4
 
 from gateway.config import Settings
-from gateway.errors import Conflict, ExecutionNotFound, GatewayError, Invalid, SessionNotFound, Stopping
+from gateway.errors import Conflict, GatewayError, Invalid, SessionNotFound, Stopping
 from gateway.metrics import Metrics
 from gateway.models.base import now
 from gateway.models.executions import (
-    Accepted, ExecuteRequest, Execution, ExecutionList, ExecutionView, FileContent, HistoryList, Interrupted,
-    RunAnswer, RunError, RunRequest, Status,
+    Accepted,
+    ExecuteRequest,
+    Execution,
+    ExecutionList,
+    ExecutionView,
+    FileContent,
+    HistoryList,
+    Interrupted,
+    RunAnswer,
+    RunError,
+    RunRequest,
+    Status,
 )  # fmt: skip
 from gateway.models.pages import PageRequest
 from gateway.models.sessions import CreateSession

@@ -38,7 +38,6 @@ from kernels.outputs import Outputs
 log = logging.getLogger(__name__)
 
 _EVENTS_BYTES = 4 * 2**20
-_STRAY_BYTES = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,11 +141,17 @@ class LiveSession:
             self.touch()
             if self._started is None:
                 self._begin()
-            ending = self._stop is not None and self._stop.done()
-            if not ending and not (self.kernel is not None and self.kernel.ended.done()):
-                assert self._started is not None
-                return await asyncio.shield(self._started)
+            assert self._started is not None
+            if not self._ending:
+                kernel = await asyncio.shield(self._started)
+                if kernel is self.kernel and not self._ending:
+                    return kernel
             await self._owned.wait()
+
+    @property
+    def _ending(self) -> bool:
+        stopped = self._stop is not None and self._stop.done()
+        return stopped or (self.kernel is not None and self.kernel.ended.done())
 
     def _begin(self) -> None:
         self._check_room()
@@ -214,6 +219,8 @@ class LiveSession:
         self.kernel = kernel
         if self.session.state is State.ERROR:
             self.move(State.INIT)
+        elif self.session.state is State.READY:
+            self.settle()
         self.fresh = self.session.run_count > 0
         self.move(State.READY, self._setup_failure)
         self.touch()
@@ -226,11 +233,13 @@ class LiveSession:
             await kernel.shut_down(grace_s=2.0)
         else:
             await kernel.process.kill(stop.result())
+        if self.session.state is State.READY and self.closing is None:
+            self.move(State.IDLE, stop.result())
 
     def _died(self, exit_: Exit) -> None:
         self._tools.metrics.kernel_deaths.inc()
         log.info("The kernel of session %r ended: %s", self.session.id, exit_.reason)
-        if self.current is None and self.session.state is State.READY:
+        if self.session.state is State.READY:
             self.move(State.ERROR, exit_.reason)
 
     async def stop_kernel(self, reason: str) -> None:
@@ -344,11 +353,10 @@ class LiveSession:
         self.change(SessionChanges(replace={"setup_status": "done" if exit_.code == 0 else "failed"}))
 
     def _hear(self, message: Message) -> None:
-        """What is printed after its cell has ended belongs to no answer; it is told here."""
-        run = self.current
-        if message.parent_id is None or (run is not None and message.parent_id == run.id):
+        """Outputs are told as they come, also what a thread prints after its cell, and its answer, have ended."""
+        if message.parent_id is None:
             return
-        if event := Outputs(_STRAY_BYTES).add(message):
+        if event := Outputs(self._tools.settings.output_limit_bytes).add(message):
             self.events.add(event.kind, {**event.data, "execution_id": message.parent_id}, event.size_bytes)
 
 

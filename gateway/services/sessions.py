@@ -163,7 +163,7 @@ class SessionService:
             resources=self._resources(request),
             **request.model_dump(
                 include={"image_id", "persistent", "labels", "data", "metadata", "starting_prompt", "template",
-                         "default_timeout", "env"}
+                         "default_timeout", "env", "workspace", "allow_internet_access", "allow_public_access"}
             ),
             setup=request.setup,
         )  # fmt: skip

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal, TextIO
@@ -65,7 +65,7 @@ class LocalProcess:
         self.started_at = time.time()
         self.memory_limit_bytes = launch.limits.memory_bytes
         self._process = process
-        self._mark = f"{_MARK}={launch.kernel_id}"
+        self.mark = f"{_MARK}={launch.kernel_id}"
         self._oom_kills = processes.oom_kills()
         self._out_of_memory = False
         self._kill_reason: str | None = None
@@ -81,7 +81,7 @@ class LocalProcess:
 
     async def _wait(self) -> Exit:
         await processes.unreaped_exit(self._process)
-        await asyncio.to_thread(processes.end_family, self.pid, self._mark)
+        await asyncio.to_thread(processes.end_family, self.pid, self.mark)
         return self._exit(self._process.wait())
 
     def _exit(self, code: int) -> Exit:
@@ -109,13 +109,8 @@ class LocalProcess:
         if self.running:
             if self._kill_reason is None:
                 self._kill_reason = reason
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
+            await asyncio.shield(asyncio.to_thread(processes.end_family, self.pid, self.mark))
             await self.ended()
-
-    def abandon(self) -> None:
-        """End it without waiting for anything: this process is about to end too."""
-        processes.end_family(self.pid, self._mark)
 
     async def kill_for_memory(self, used_bytes: int) -> None:
         limit = self.memory_limit_bytes or 0
@@ -124,7 +119,7 @@ class LocalProcess:
 
     async def kill_children(self, since: float) -> int:
         def end() -> int:
-            others = (one for one in processes.family(self.pid, self._mark) if one.pid != self.pid)
+            others = (one for one in processes.family(self.pid, self.mark) if one.pid != self.pid)
             return processes.end(one for one in others if processes.started_since(one.pid, since))
 
         return await asyncio.to_thread(end) if self.running else 0
@@ -145,6 +140,7 @@ class LocalEngine:
         self._specs: dict[str, Kernelspec] = {}
         self._interpreters: dict[str, Interpreter] = {}
         self._running: dict[str, LocalProcess] = {}
+        self._marks: set[str] = set()  # of kernels and setups
         self._workspaces: dict[str, tuple[int | None, LocalWorkspace]] = {}  # each knows what it holds, for its quota
 
     @asynccontextmanager
@@ -177,19 +173,29 @@ class LocalEngine:
         assert self._runtime is not None, "the engine must be opened first"
         folder = self._runtime / launch.kernel_id.replace("-", "")[:12]
         folder.mkdir(mode=0o700)
-        record = self._records / f"{launch.kernel_id}.json"
         try:
-            process = await self._launch(launch, folder)
-            try:
-                record.write_text(json.dumps({"pid": process.pid, "kernel_id": launch.kernel_id, "folder": str(folder)}))
-                self._running[launch.kernel_id] = process
-                yield process
-            finally:
-                await process.kill("It was ended.")
-                self._running.pop(launch.kernel_id, None)
+            with self._recorded(launch.kernel_id, folder):
+                process = await self._launch(launch, folder)
+                try:
+                    self._running[launch.kernel_id] = process
+                    yield process
+                finally:
+                    await process.kill("It was ended.")
+                    self._running.pop(launch.kernel_id, None)
         finally:
-            record.unlink(missing_ok=True)
             shutil.rmtree(folder, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def _recorded(self, mark: str, folder: Path | None = None) -> Iterator[None]:
+        """What runs under a mark is written down meanwhile, so that another process can end it after our death."""
+        record = self._records / f"{mark}.json"
+        record.write_text(json.dumps({"mark": mark, "folder": str(folder) if folder else None}))
+        self._marks.add(mark)
+        try:
+            yield
+        finally:
+            self._marks.discard(mark)
+            record.unlink(missing_ok=True)
 
     async def _launch(self, launch: Launch, folder: Path) -> LocalProcess:
         connection = {
@@ -299,19 +305,20 @@ class LocalEngine:
         name = f"{step.kind} {' '.join(step.arguments)}"
         print(f"$ {name}", file=output, flush=True)
         mark = uuid4().hex
-        try:
-            process = subprocess.Popen(
-                argv, cwd=place / "workspace", env={**env, _MARK: mark}, stdin=subprocess.DEVNULL,
-                stdout=output, stderr=output, start_new_session=True,
-            )  # fmt: skip
-        except OSError as error:
-            print(f"{argv[0]}: {error.strerror}", file=output, flush=True)
-            return Exit(code=127, reason=f"setup: {name!r} can't be run: {argv[0]}: {error.strerror}")
-        try:
-            code = await processes.exited(process)
-        finally:
-            await asyncio.shield(asyncio.to_thread(processes.end_family, process.pid, f"{_MARK}={mark}"))
-            process.wait()
+        with self._recorded(mark):
+            try:
+                process = subprocess.Popen(
+                    argv, cwd=place / "workspace", env={**env, _MARK: mark}, stdin=subprocess.DEVNULL,
+                    stdout=output, stderr=output, start_new_session=True,
+                )  # fmt: skip
+            except OSError as error:
+                print(f"{argv[0]}: {error.strerror}", file=output, flush=True)
+                return Exit(code=127, reason=f"setup: {name!r} can't be run: {argv[0]}: {error.strerror}")
+            try:
+                await processes.unreaped_exit(process)
+            finally:
+                await asyncio.shield(asyncio.to_thread(processes.end_family, process.pid, f"{_MARK}={mark}"))
+                code = process.wait()
         return Exit(code=code, reason="" if code == 0 else f"setup: {name!r} ended with {code}")
 
     async def end_orphans(self) -> int:
@@ -322,16 +329,19 @@ class LocalEngine:
         for record in self._records.glob("*.json"):
             with contextlib.suppress(ValueError, KeyError, OSError):
                 found = json.loads(record.read_text())
-                count += bool(processes.end_family(None, f"{_MARK}={found['kernel_id']}"))
-                shutil.rmtree(found["folder"], ignore_errors=True)
-                os.rmdir(os.path.dirname(found["folder"]))  # once it is empty
+                count += bool(processes.end_family(None, f"{_MARK}={found['mark']}"))
+                if found["folder"] is not None:
+                    shutil.rmtree(found["folder"], ignore_errors=True)
+                    os.rmdir(os.path.dirname(found["folder"]))  # once it is empty
             record.unlink(missing_ok=True)
         return count
 
     def abandon(self) -> None:
-        """End every kernel without waiting for anything: this process is about to end too."""
+        """End every kernel and setup without waiting for anything: this process is about to end too."""
         for process in self._running.values():
-            process.abandon()
+            processes.end_family(process.pid, process.mark)
+        for mark in self._marks:
+            processes.end_family(None, f"{_MARK}={mark}")
         if self._runtime is not None:
             shutil.rmtree(self._runtime, ignore_errors=True)
 

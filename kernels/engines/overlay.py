@@ -39,7 +39,7 @@ class Interpreter:
 def probe(python: str) -> Interpreter:
     """Ask an interpreter what it is. Raises `StartFailed`."""
     try:
-        answer = subprocess.run(  # noqa: S603 - the interpreter of an installed kernelspec
+        answer = subprocess.run(
             [python, "-I", "-c", _PROBE], capture_output=True, text=True, timeout=30, check=True
         )
     except (OSError, subprocess.SubprocessError) as error:

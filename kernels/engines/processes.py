@@ -10,6 +10,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterable
+from pathlib import Path
 
 import psutil
 
@@ -153,9 +154,8 @@ def descendants(root: psutil.Process) -> list[psutil.Process]:
         pid = pending.pop()
         try:
             tasks = os.listdir(f"/proc/{pid}/task")
-            children = [
-                int(child) for task in tasks for child in open(f"/proc/{pid}/task/{task}/children").read().split()
-            ]
+            listed = [Path(f"/proc/{pid}/task/{task}/children").read_text() for task in tasks]
+            children = [int(child) for line in listed for child in line.split()]
         except FileNotFoundError:
             if pid == root.pid and not os.path.exists(f"/proc/{pid}/task"):
                 return root.children(recursive=True)

@@ -16,6 +16,7 @@ import contextlib
 import fcntl
 import functools
 import importlib.util
+import json
 import os
 import select
 import signal
@@ -214,7 +215,12 @@ class BoundedSession(Session):
         return super().send(stream, msg_or_type, *args, **kwargs)
 
     def serialize(self, msg: dict[str, Any], ident: Any = None) -> list[bytes]:
-        frames: list[bytes] = super().serialize(msg, ident)
+        try:
+            frames: list[bytes] = super().serialize(msg, ident)
+        except UnicodeEncodeError:  # half a surrogate pair: fine in a Python string, but not in UTF-8
+            text = json.dumps(msg["content"], ensure_ascii=False, default=str).encode(errors="replace")
+            msg = {**msg, "content": json.loads(text)}
+            frames = super().serialize(msg, ident)
         msg_type = msg.get("header", {}).get("msg_type")
         budget = budgets.of(msg.get("parent_header", {})) if msg_type in self._bounded else None
         if budget is None:
@@ -349,7 +355,7 @@ def _keep_threads_with_their_cell(shell: Any) -> None:
     def submit(pool: Any, work: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         return stock_submit(pool, of_this_cell(work), *args, **kwargs)
 
-    stock_start, threading.Thread.start = threading.Thread.start, start  # type: ignore[method-assign]
+    stock_start, threading.Thread.start = threading.Thread.start, start  # type: ignore[method-assign,assignment]
     stock_submit, ThreadPoolExecutor.submit = ThreadPoolExecutor.submit, submit  # type: ignore[method-assign]
 
 

@@ -1,9 +1,7 @@
 """The gateway as a process: how it stops, what it leaves behind when it is killed, and that it leaks nothing."""
 
 import asyncio
-import os
 import signal
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -24,8 +22,10 @@ def kernels_of(gateway: GatewayProcess) -> list[psutil.Process]:
     return psutil.Process(gateway.pid).children(recursive=True)
 
 
-def runtime_folders() -> set[str]:
-    return {name for name in os.listdir(tempfile.gettempdir()) if name.startswith("sg-")}
+def runtime_folder(gateway: GatewayProcess) -> Path:
+    """Where the sockets of its kernels are; one must run."""
+    files = [part for process in kernels_of(gateway) for part in process.cmdline() if part.endswith("kernel.json")]
+    return Path(files[0]).parent.parent
 
 
 async def all_gone(processes: list[psutil.Process], timeout_s: float = 15) -> None:
@@ -48,12 +48,11 @@ async def test_sigterm_lets_a_run_end_within_the_grace_time(tmp_path: Path) -> N
 
 
 async def test_sigterm_interrupts_a_run_after_the_grace_time(tmp_path: Path, marker: str) -> None:  # noqa: F811
-    before = runtime_folders()
     async with gateway_process(tmp_path / "data", shutdown_grace_s=1) as gateway, Api(gateway.url) as api:
         await api.run("idle", "1")
         async with api.stream("one", BUSY.format(marker=marker)) as stream:
             await started(stream)
-            kernels = kernels_of(gateway)
+            kernels, runtime = kernels_of(gateway), runtime_folder(gateway)
             queued = asyncio.ensure_future(api.http.post("/api/sessions/one/run", json={"code": "1"}))
             await asyncio.wait({queued}, timeout=0.2)
 
@@ -65,7 +64,7 @@ async def test_sigterm_interrupts_a_run_after_the_grace_time(tmp_path: Path, mar
         assert await gateway.ended() == 0
         await all_gone(kernels)
         assert marked(marker) == []
-        assert runtime_folders() == before
+        assert not runtime.exists()
 
         await gateway.start()
         async with Api(gateway.url) as again:
@@ -98,14 +97,13 @@ async def test_new_work_is_refused_while_the_gateway_stops(tmp_path: Path) -> No
 
 
 async def test_a_second_sigterm_ends_it_at_once_and_leaves_no_orphan(tmp_path: Path, marker: str) -> None:  # noqa: F811
-    before = runtime_folders()
     async with gateway_process(tmp_path / "data", shutdown_grace_s=600) as gateway, Api(gateway.url) as api:
         setup = {"commands": [f"sleep 600; : {marker}"]}
         await api.create(id="setting-up", setup=setup)
         await api.run("idle", "1")
         async with api.stream("one", BUSY.format(marker=marker)) as stream:
             await started(stream)
-            kernels = kernels_of(gateway)
+            kernels, runtime = kernels_of(gateway), runtime_folder(gateway)
             gateway.signal(signal.SIGTERM)
             async with asyncio.timeout(10):
                 while (await api.http.get("/api/ready")).status_code == 200:
@@ -119,11 +117,10 @@ async def test_a_second_sigterm_ends_it_at_once_and_leaves_no_orphan(tmp_path: P
         assert time.perf_counter() - began < 5
         await all_gone(kernels)
         assert marked(marker) == []
-        assert runtime_folders() == before
+        assert not runtime.exists()
 
 
 async def test_after_a_kill_the_documents_tell_the_truth(tmp_path: Path, marker: str) -> None:  # noqa: F811
-    before = runtime_folders()
     async with gateway_process(tmp_path / "data") as gateway, Api(gateway.url) as api:
         await api.run("idle", "open('kept.txt', 'w').write('file')")
         await api.create(id="setting-up", setup={"commands": [f"sleep 600; : {marker}"]})
@@ -134,6 +131,7 @@ async def test_after_a_kill_the_documents_tell_the_truth(tmp_path: Path, marker:
                 while len(marked(marker)) < 2:
                     await asyncio.sleep(0.05)
             running = (await api.get("/api/sessions/one/executions"))["executions"]
+            runtime = runtime_folder(gateway)
 
             await gateway.kill()
 
@@ -155,7 +153,7 @@ async def test_after_a_kill_the_documents_tell_the_truth(tmp_path: Path, marker:
     assert all("gateway" in one["error"]["evalue"] for one in executions)
     assert left == []
     assert (idle["result"], after["result"]) == ("'file'", "2")
-    assert runtime_folders() == before
+    assert not runtime.exists()
 
 
 @pytest.mark.slow
@@ -176,9 +174,11 @@ async def test_sessions_leave_nothing_behind_in_the_gateway(tmp_path: Path) -> N
                 await asyncio.gather(*(use(n) for n in range(start, start + 4)))
             return process.num_fds(), process.num_threads(), process.memory_info().rss
 
+        await api.run("first", "1")
+        runtime = runtime_folder(gateway)
+        await api.call("DELETE", "/api/sessions/first")
         before = await used(20)
         after = await used(52)
-        [runtime] = (Path(tempfile.gettempdir()) / name for name in runtime_folders() if _is_of(process, name))
 
         assert after[0] <= before[0] + 2
         assert after[1] <= before[1] + 2
@@ -186,11 +186,6 @@ async def test_sessions_leave_nothing_behind_in_the_gateway(tmp_path: Path) -> N
         assert list(runtime.iterdir()) == []
         assert list((tmp_path / "data" / "kernels").iterdir()) == []
         assert process.children(recursive=True) == []
-
-
-def _is_of(process: psutil.Process, folder: str) -> bool:
-    made_at = os.stat(Path(tempfile.gettempdir()) / folder).st_ctime
-    return made_at >= process.create_time() - 2
 
 
 async def test_two_gateways_never_share_a_data_folder(tmp_path: Path) -> None:

@@ -139,9 +139,9 @@ async def test_on_insistence_it_serves_beyond_loopback(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.0.0.2"])
 async def test_every_name_of_loopback_is_served(tmp_path: Path, host: str) -> None:
-    async with serving("--host", host, "--port", "0", "--data-dir", str(tmp_path)) as (line, _):
-        async with Api(line.removeprefix("Listening on ").strip()) as api:
-            assert (await api.get("/api/health"))["status"] == "ok"
+    options = ("--host", host, "--port", "0", "--data-dir", str(tmp_path))
+    async with serving(*options) as (line, _), Api(line.removeprefix("Listening on ").strip()) as api:
+        assert (await api.get("/api/health"))["status"] == "ok"
 
     assert line.startswith(f"Listening on http://{host}:")
 

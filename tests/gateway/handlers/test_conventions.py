@@ -1,9 +1,11 @@
 """What holds for every call: prefixes, error envelope, request ids, strict input; a refusal changes nothing."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx2
 import psutil
@@ -260,6 +262,14 @@ async def test_text_that_cannot_be_stored_is_refused_in_a_path(api: Api, path: s
             assert_refused(answer, 400, 404, 405, 422)
 
 
+async def test_filters_as_long_as_they_may_be_are_read_in_whatever_script(api: Api) -> None:
+    longest = "é" * 5000
+
+    answer = await api.http.get("/api/sessions", params={"label_selector": longest, "labels": longest})
+
+    assert_refused(answer, 422)
+
+
 async def test_unknown_fields_are_refused_and_named(api: Api, session_id: str) -> None:
     async with nothing_changes(api):
         body = await api.http.post("/api/sessions", json={"id": session_id, "colour": 1, "setup": {"apt": []}})
@@ -296,6 +306,16 @@ async def test_each_field_of_a_wrong_type_is_named(api: Api, session_id: str) ->
     named = {name.split(".")[0] for name in details}
     assert named == set(wrong)
     assert {"resources.cpu", "resources.network", "labels.a", "env.A"} <= set(details)
+
+
+@pytest.mark.parametrize("content", ["é", "a", "a===", "\U0001f642", "not base64!"])
+async def test_a_file_that_is_not_base64_though_it_says_so_is_refused(api: Api, content: str) -> None:
+    files = {"a.bin": {"content": content, "encoding": "base64"}}
+
+    async with nothing_changes(api):
+        answer = await api.http.post("/api/execute", json={"code": "1", "files": files})
+
+    assert any("content" in name for name in assert_refused(answer, 422)["details"])
 
 
 @pytest.mark.parametrize("body", [[], "text", 1, None, True])
@@ -399,6 +419,25 @@ async def test_a_body_of_200_mb_is_refused_in_bounded_memory(api: Api, gateway: 
     assert assert_refused(answer, 413)["details"]["limit_bytes"] == 32 * MIB
     assert peak - before < 80 * MIB
     assert (await api.get("/api/health"))["status"] == "ok"
+
+
+@pytest.mark.parametrize(
+    "headers", [f"Content-Length: {10**13}", "Content-Length: 99999999\r\nExpect: 100-continue"], ids=["huge", "waits"]
+)
+async def test_a_body_that_need_not_be_sent_is_refused_before_it_is(api: Api, headers: str) -> None:
+    address = urlsplit(api.url)
+    reader, writer = await asyncio.open_connection(address.hostname, address.port)
+    named = f"Host: {address.netloc}\r\nContent-Type: application/json"
+
+    writer.write(f"POST /api/sessions HTTP/1.1\r\n{named}\r\n{headers}\r\n\r\n".encode())
+    async with asyncio.timeout(10):
+        answer = (await reader.read()).decode()
+    writer.close()
+    await writer.wait_closed()
+
+    assert answer.startswith("HTTP/1.1 413")
+    assert "\r\nConnection: close\r\n" in answer
+    assert json.loads(answer.partition("\r\n\r\n")[2])["code"] == "too_large"
 
 
 @pytest.mark.parametrize(

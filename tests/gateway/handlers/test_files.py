@@ -76,6 +76,10 @@ def tar(*entries: tuple[str, bytes | str | None]) -> bytes:
     return written.getvalue()
 
 
+def names(folder: Path | str) -> list[str]:
+    return sorted(os.listdir(folder))
+
+
 def special(kind: bytes) -> bytes:
     written = io.BytesIO()
     with tarfile.open(fileobj=written, mode="w") as archive:
@@ -399,7 +403,7 @@ async def test_a_link_leads_to_what_is_inside_and_to_nothing_else(api: Api, sess
     assert (await api.http.delete(f"{url}/folder/secret")).status_code in (403, 422)
     assert (await api.http.delete(f"{url}/out")).status_code == 200
     assert secret.read_text() == "secret"
-    assert sorted(tmp_path.iterdir()) == [secret]
+    assert names(tmp_path) == ["secret"]
 
 
 # Archives
@@ -427,10 +431,10 @@ async def test_an_archive_goes_down_and_up_into_another_session(api: Api, sessio
 HOSTILE: dict[str, Callable[[], bytes]] = {
     "climbs": lambda: tar(("good", b"x"), ("../evil", b"x")),
     "climbs in the middle": lambda: tar(("good", b"x"), ("a/../../evil", b"x")),
-    "absolute": lambda: tar(("good", b"x"), ("/tmp/evil", b"x")),
+    "absolute": lambda: tar(("good", b"x"), ("/evil", b"x")),
     "a link out": lambda: tar(("good", b"x"), ("link", "/etc/passwd")),
     "a relative link out": lambda: tar(("good", b"x"), ("a/link", "../../../etc")),
-    "through a link of its own": lambda: tar(("good", b"x"), ("link", "/tmp"), ("link/evil", b"x")),
+    "through a link of its own": lambda: tar(("good", b"x"), ("link", "/"), ("link/evil", b"x")),
     "a hard link out": lambda: special(tarfile.LNKTYPE),
     "a device": lambda: special(tarfile.CHRTYPE),
     "a pipe": lambda: special(tarfile.FIFOTYPE),
@@ -452,4 +456,4 @@ async def test_a_hostile_archive_is_refused_and_nothing_is_written(
     assert answer.status_code in (403, 422), answer.text
     assert await paths(api, session_id) == ["kept"]
     assert await get(api, session_id, "kept") == b"kept"
-    assert not Path("/tmp/evil").exists()
+    assert "evil" not in names("/")

@@ -57,6 +57,9 @@ async def test_a_session_is_created_with_every_field(api: Api, session_id: str) 
         "waiting_timeout_seconds": 120,
         "default_timeout": 33,
         "resources": {"cpu": 2, "memory": "4Gi", "pids": 100},
+        "workspace": "shared",
+        "allowInternetAccess": False,
+        "allowPublicAccess": True,
     }
 
     created = await api.create(session_id=session_id, agent_ids=["agent-1"], env={"COLOUR": "red"}, **fields)
@@ -208,7 +211,7 @@ async def test_a_patch_may_take_a_label_away_and_may_not_make_too_many(api: Api,
 
     assert "k0" not in removed["labels"]
     assert "labels" in refusal["details"]
-    assert len((await api.get(f"{url}/labels"))) == 62
+    assert len(await api.get(f"{url}/labels")) == 62
 
 
 async def test_labels_are_read_and_replaced_by_themselves(api: Api, session_id: str) -> None:

@@ -284,7 +284,6 @@ def child(*how, **more):
 plain = child()
 far = child(start_new_session=True)
 stubborn = child('signal.signal(signal.SIGINT, signal.SIG_IGN); signal.signal(signal.SIGTERM, signal.SIG_IGN); ')
-lost = subprocess.Popen(['/bin/sh', '-c', 'setsid env -i sleep 600 & exec sleep 600', MARKER])
 print(plain.pid, flush=True)
 """
 

@@ -1,0 +1,135 @@
+"""A kernel without any gateway: what the library promises to who uses it alone."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import psutil
+import pytest
+import zmq.asyncio
+
+from kernels.engine import Launch
+from kernels.engines.local import LocalEngine
+from kernels.errors import KernelGone, StartFailed
+from kernels.kernel import Kernel, running
+from kernels.outputs import Event
+
+
+@pytest.fixture
+async def engine(tmp_path: Path) -> AsyncIterator[LocalEngine]:
+    made = LocalEngine(tmp_path)
+    async with made.opened():
+        yield made
+
+
+@pytest.fixture
+def context() -> Any:
+    made = zmq.asyncio.Context()
+    yield made
+    made.destroy(linger=0)
+
+
+@pytest.fixture
+async def kernel(engine: LocalEngine, context: zmq.asyncio.Context) -> AsyncIterator[Kernel]:
+    async with running(engine, launch(engine), context, 60) as started:
+        yield started
+
+
+def launch(engine: LocalEngine, **changes: Any) -> Launch:
+    return Launch(kernel_id=str(uuid4()), place=uuid4().hex, spec=engine.kernelspecs()["python3"], **changes)
+
+
+@asynccontextmanager
+async def executing(kernel: Kernel, code: str, **more: Any) -> AsyncIterator[tuple[Any, list[Event]]]:
+    """A cell and the events that it has sent so far."""
+    events: list[Event] = []
+    keywords: dict[str, Any] = {"on_input": lambda prompt, password: None, "output_limit_bytes": 1_000_000, "grace_s": 1.0, **more}
+    async with kernel.execute(uuid4().hex, code, on_event=events.append, **keywords) as cell:
+        yield cell, events
+
+
+async def run(kernel: Kernel, code: str, **more: Any) -> tuple[dict[str, Any], list[Event]]:
+    async with executing(kernel, code, **more) as (cell, events):
+        return await kernel.finish(cell), events
+
+
+async def test_a_cell_ends_with_its_reply_and_all_of_its_output(kernel: Kernel) -> None:
+    for n in range(50):
+        reply, events = await run(kernel, f"print({n}); {n}")
+
+        assert reply["status"] == "ok"
+        assert [event.kind for event in events] == ["stdout", "result"]
+        assert events[0].data["text"] == f"{n}\n"
+
+
+async def test_leaving_early_interrupts_the_cell_and_waits_for_its_end(kernel: Kernel) -> None:
+    await run(kernel, "x = 41")
+    with pytest.raises(RuntimeError, match="away"):
+        async with executing(kernel, "import time; time.sleep(600)") as (cell, _):
+            raise RuntimeError("away")
+
+    assert cell.ended
+    _, events = await run(kernel, "x + 1")
+    assert events[0].data["data"]["text/plain"] == "42"
+
+
+async def test_leaving_a_cell_that_will_not_stop_ends_the_kernel(kernel: Kernel) -> None:
+    code = "import time\nwhile True:\n  try: time.sleep(60)\n  except KeyboardInterrupt: pass"
+    async with executing(kernel, code):
+        pass
+
+    exit_ = await kernel.ended
+    assert "would not stop" in exit_.reason
+    with pytest.raises(KernelGone, match="would not stop"):
+        await run(kernel, "1")
+
+
+async def test_a_cell_is_inspected_while_it_runs(kernel: Kernel) -> None:
+    await run(kernel, "some_name = 1")
+    async with executing(kernel, "import time; time.sleep(600)") as (cell, _):
+        completed, listed = await asyncio.gather(
+            kernel.complete("some_na", 7), kernel.namespace("list", offset=0, limit=10)
+        )
+        assert not cell.ended
+
+    assert "some_name" in completed["matches"]
+    assert "some_name" in [one["name"] for one in listed["variables"]]
+
+
+async def test_a_kernel_that_does_not_come_up_says_why(engine: LocalEngine, context: zmq.asyncio.Context) -> None:
+    with pytest.raises(StartFailed, match="no-such-module"):
+        async with running(engine, launch(engine, env={"PYTHONSTARTUP": "", "PYTHONHOME": "/no-such-module"}), context, 60):
+            pass
+
+    assert psutil.Process().children(recursive=True) == []
+
+
+async def test_a_kernel_that_does_not_answer_in_time_is_ended(engine: LocalEngine, context: zmq.asyncio.Context) -> None:
+    with pytest.raises(StartFailed, match=r"did not answer within 0\.05 s"):
+        async with running(engine, launch(engine), context, 0.05):
+            pass
+
+    assert psutil.Process().children(recursive=True) == []
+
+
+async def test_leaving_the_block_ends_the_kernel_and_all_that_it_started(
+    engine: LocalEngine, context: zmq.asyncio.Context
+) -> None:
+    async with running(engine, launch(engine), context, 60) as kernel:
+        await run(kernel, "import subprocess; p = subprocess.Popen(['sleep', '600'], start_new_session=True)")
+        assert len(psutil.Process().children(recursive=True)) == 2
+
+    assert psutil.Process().children(recursive=True) == []
+
+
+async def test_a_kernel_asked_to_shut_down_runs_its_exit_handlers(
+    engine: LocalEngine, context: zmq.asyncio.Context, tmp_path: Path
+) -> None:
+    async with running(engine, launch(engine), context, 60) as kernel:
+        await run(kernel, f"import atexit, pathlib; atexit.register(pathlib.Path({str(tmp_path / 'said')!r}).write_text, 'bye')")
+        await kernel.shut_down(10)
+
+    assert (tmp_path / "said").read_text() == "bye"
