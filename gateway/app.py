@@ -268,4 +268,3 @@ async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
             loop.add_signal_handler(number, stop)
         announce(f"Listening on {gateway.url}")
         await stopped.wait()
-

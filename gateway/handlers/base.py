@@ -18,6 +18,7 @@ from uuid import uuid4
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
+from tornado.iostream import StreamClosedError
 from tornado.web import HTTPError, MissingArgumentError, RequestHandler, stream_request_body
 
 from gateway import errors
@@ -75,6 +76,7 @@ _OF_KERNELS: dict[type[kernel_errors.KernelsError], type[errors.GatewayError]] =
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.:\-]{1,128}")
 _SESSION_ID: TypeAdapter[str] = TypeAdapter(SessionId)
 _PLACE = re.compile(r"(.*) at line (\d+) column (\d+)")
+_CLIENT_LEFT = 499  # as nginx has it
 _FLUSHED_BYTES = 4 * 2**20
 _DISCARDED_BYTES = 1024 * 2**20
 
@@ -355,6 +357,18 @@ class ApiHandler(RequestHandler):
         except asyncio.CancelledError:
             if not self._gone:
                 raise
+
+    def _handle_request_exception(self, error: BaseException) -> None:
+        if not isinstance(error, StreamClosedError):  # the client left while it was written to: nobody to tell
+            super()._handle_request_exception(error)
+
+    def send_error(self, status_code: int = 500, **kwargs: Any) -> None:
+        if not self._gone:
+            super().send_error(status_code, **kwargs)
+        elif not self._finished:  # nobody is there to be told, but it is counted and written down
+            self._finished = True
+            self.set_status(_CLIENT_LEFT, "Client Closed Request")
+            self.on_finish()
 
     def on_connection_close(self) -> None:
         """The client went away: nobody waits for this answer, unless it is kept for a retry."""

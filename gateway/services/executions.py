@@ -127,7 +127,12 @@ class ExecutionService:
         if request.update_data:
             live.change(SessionChanges(merge={"data": request.update_data}))
         record = Execution(
-            id=uuid4().hex, session_uid=live.uid, session_id=live.session.id, created_by=caller, code=code, queued_at=now()
+            id=uuid4().hex,
+            session_uid=live.uid,
+            session_id=live.session.id,
+            created_by=caller,
+            code=code,
+            queued_at=now(),
         )
         run = Run(
             record,
@@ -177,7 +182,7 @@ class ExecutionService:
 
     async def _perform(self, live: LiveSession, run: Run) -> None:
         if run.stopped_as is not None:
-            return self._finish(live, run, Status.INTERRUPTED, _error("KeyboardInterrupt", "It was cancelled before it began."))
+            return self._finish(live, run, Status.INTERRUPTED, _cancelled())
         try:
             kernel = await live.ready()
             if run.env:
@@ -187,7 +192,7 @@ class ExecutionService:
         except (GatewayError, NotOffered) as error:
             return self._refuse(live, run, error)
         if run.stopped_as is not None:
-            return self._finish(live, run, Status.INTERRUPTED, _error("KeyboardInterrupt", "It was cancelled before it began."))
+            return self._finish(live, run, Status.INTERRUPTED, _cancelled())
         live.move(State.BUSY)
         record = run.record
         record.status, record.started_at = Status.RUNNING, now()
@@ -302,9 +307,7 @@ class ExecutionService:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._settings.interrupt_grace_s):
                 await run.finished.wait()
-        return Interrupted(
-            interrupted=True, ended=run.finished.is_set(), execution_id=run.id, state=live.session.state
-        )
+        return Interrupted(interrupted=True, ended=run.finished.is_set(), execution_id=run.id, state=live.session.state)
 
     async def cancel(self, session_id: str, execution_id: str) -> ExecutionView:
         """Take a run out of the queue, or end it; one that is over stays as it is."""
@@ -317,7 +320,7 @@ class ExecutionService:
             if live is not None and run in live.queue:
                 live.queue.remove(run)
                 self._metrics.queued.dec()
-                self._finish(live, run, Status.INTERRUPTED, _error("KeyboardInterrupt", "It was cancelled before it began."))
+                self._finish(live, run, Status.INTERRUPTED, _cancelled())
             else:
                 await run.stop(self._settings.interrupt_grace_s)
         return ExecutionView.of(run.record)
@@ -336,7 +339,9 @@ class ExecutionService:
     async def stop_all(self) -> None:
         """End every run: those that wait do not begin, those under way are interrupted."""
         unfinished = [run for run in self._recent.values() if not run.finished.is_set()]
-        await asyncio.gather(*(run.stop(self._settings.interrupt_grace_s) for run in unfinished), return_exceptions=True)
+        await asyncio.gather(
+            *(run.stop(self._settings.interrupt_grace_s) for run in unfinished), return_exceptions=True
+        )
 
     # One run in a session of its own
 
@@ -350,7 +355,11 @@ class ExecutionService:
             for path, content in files:
                 await self._sessions.write_file(session.id, path, content)
             run = RunRequest(
-                code=request.code, timeout=request.timeout, timeout_ms=request.timeout_ms, env=request.env, stdin=request.stdin
+                code=request.code,
+                timeout=request.timeout,
+                timeout_ms=request.timeout_ms,
+                env=request.env,
+                stdin=request.stdin,
             )
             return await self.run(session.id, run, caller)
         finally:
@@ -378,6 +387,10 @@ def _content(path: str, content: str | FileContent) -> bytes:
 
 def _error(ename: str, evalue: str) -> RunError:
     return RunError(ename=ename, evalue=evalue)
+
+
+def _cancelled() -> RunError:
+    return _error("KeyboardInterrupt", "It was cancelled before it began.")
 
 
 def _stopped(run: Run, sentence: str) -> RunError:

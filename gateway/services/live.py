@@ -363,7 +363,9 @@ class LiveSession:
 def settlement(state: State) -> Move | None:
     """The move that makes the state of a session true whose kernel is gone; None if it is true already."""
     if state is State.READY:
-        return Move(before=state, after=State.IDLE, reason="Its kernel is gone; files are kept, variables are not.", at=now())
+        return Move(
+            before=state, after=State.IDLE, reason="Its kernel is gone; files are kept, variables are not.", at=now()
+        )
     if state is State.BUSY:
         return Move(before=state, after=State.ERROR, reason="The gateway stopped while a run was under way.", at=now())
     return None

@@ -293,7 +293,9 @@ class LocalEngine:
                     break
         return exit_
 
-    async def _run_step(self, step: SetupStep, overlay: Overlay, place: Path, env: dict[str, str], output: TextIO) -> Exit:
+    async def _run_step(
+        self, step: SetupStep, overlay: Overlay, place: Path, env: dict[str, str], output: TextIO
+    ) -> Exit:
         match step.kind:
             case "pip":
                 argv = [str(overlay.python), "-m", "pip", "install", "--no-input", *step.arguments]

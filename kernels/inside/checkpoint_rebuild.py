@@ -6,7 +6,6 @@ Whatever can be part of a cycle is made empty first and filled afterwards, so th
 from __future__ import annotations
 
 import contextlib
-import copyreg
 import functools
 import importlib
 import importlib.util
@@ -270,6 +269,5 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
         *(module, attribute, new_module, fill_module, variables_of, code, cell, fill_cell, function, fill_function),
         *(cached, fill_cache, new_class, fill_class, new_enum, fill_enum, enum_member, enum_value, bare, fill_slots),
         *(fill_container, exception, fill_exception, dead_reference, view, file, array_view, array_file, Lost),
-        *(getattr, copyreg.__newobj__),  # type: ignore[attr-defined]
     )
 }

@@ -239,7 +239,11 @@ class BoundedSession(Session):
     def _shortened(self, msg_type: str | None, content: dict[str, Any], size: int) -> dict[str, Any]:
         note = f"<an output of {size} bytes is past the limit of this run>"
         if "traceback" in content:
-            shown = {"ename": str(content["ename"])[:1000], "evalue": str(content["evalue"])[:1000], "traceback": [note]}
+            shown = {
+                "ename": str(content["ename"])[:1000],
+                "evalue": str(content["evalue"])[:1000],
+                "traceback": [note],
+            }
             return {**content, **shown}
         if msg_type == "execute_reply":
             return {**content, "payload": [], "user_expressions": {}}
@@ -317,7 +321,6 @@ class GatewayKernel(IPythonKernel):
             reply = {"status": "error", "ename": type(error).__name__, "evalue": str(error)}
         assert self.session is not None
         self.session.send(stream, "session_gateway_reply", reply, parent, ident=ident)
-
 
     def _look(self, action: str, **arguments: Any) -> dict[str, Any]:
         """What is asked of the user's variables; answered by the thread of the control channel."""

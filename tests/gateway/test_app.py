@@ -15,7 +15,11 @@ from tests.gateways import GatewayProcess, gateway_process
 
 MEBI = 2**20
 
-BUSY = "import subprocess, sys, time; print('go', flush=True); subprocess.run([sys.executable, '-c', 'import time; time.sleep(600)', {marker!r}])"
+BUSY = """
+import subprocess, sys
+print('go', flush=True)
+subprocess.run([sys.executable, '-c', 'import time; time.sleep(600)', {marker!r}])
+"""
 
 
 def kernels_of(gateway: GatewayProcess) -> list[psutil.Process]:

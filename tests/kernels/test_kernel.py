@@ -46,7 +46,12 @@ def launch(engine: LocalEngine, **changes: Any) -> Launch:
 async def executing(kernel: Kernel, code: str, **more: Any) -> AsyncIterator[tuple[Any, list[Event]]]:
     """A cell and the events that it has sent so far."""
     events: list[Event] = []
-    keywords: dict[str, Any] = {"on_input": lambda prompt, password: None, "output_limit_bytes": 1_000_000, "grace_s": 1.0, **more}
+    keywords: dict[str, Any] = {
+        "on_input": lambda prompt, password: None,
+        "output_limit_bytes": 1_000_000,
+        "grace_s": 1.0,
+        **more,
+    }
     async with kernel.execute(uuid4().hex, code, on_event=events.append, **keywords) as cell:
         yield cell, events
 
@@ -101,13 +106,17 @@ async def test_a_cell_is_inspected_while_it_runs(kernel: Kernel) -> None:
 
 async def test_a_kernel_that_does_not_come_up_says_why(engine: LocalEngine, context: zmq.asyncio.Context) -> None:
     with pytest.raises(StartFailed, match="no-such-module"):
-        async with running(engine, launch(engine, env={"PYTHONSTARTUP": "", "PYTHONHOME": "/no-such-module"}), context, 60):
+        async with running(
+            engine, launch(engine, env={"PYTHONSTARTUP": "", "PYTHONHOME": "/no-such-module"}), context, 60
+        ):
             pass
 
     assert psutil.Process().children(recursive=True) == []
 
 
-async def test_a_kernel_that_does_not_answer_in_time_is_ended(engine: LocalEngine, context: zmq.asyncio.Context) -> None:
+async def test_a_kernel_that_does_not_answer_in_time_is_ended(
+    engine: LocalEngine, context: zmq.asyncio.Context
+) -> None:
     with pytest.raises(StartFailed, match=r"did not answer within 0\.05 s"):
         async with running(engine, launch(engine), context, 0.05):
             pass
@@ -129,7 +138,10 @@ async def test_a_kernel_asked_to_shut_down_runs_its_exit_handlers(
     engine: LocalEngine, context: zmq.asyncio.Context, tmp_path: Path
 ) -> None:
     async with running(engine, launch(engine), context, 60) as kernel:
-        await run(kernel, f"import atexit, pathlib; atexit.register(pathlib.Path({str(tmp_path / 'said')!r}).write_text, 'bye')")
+        await run(
+            kernel,
+            f"import atexit, pathlib; atexit.register(pathlib.Path({str(tmp_path / 'said')!r}).write_text, 'bye')",
+        )
         await kernel.shut_down(10)
 
     assert (tmp_path / "said").read_text() == "bye"

@@ -2,10 +2,12 @@
 
 import base64
 import json
+import subprocess
 from typing import Any
 
 import nbformat
 import pytest
+from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.session import Session
 
 from kernels.messages import Message
@@ -17,8 +19,8 @@ from tests.gateway.services.test_executions import collected
 def checked(answer: Any) -> list[dict[str, Any]]:
     """The outputs of a run, which any notebook reader must take."""
     outputs: list[dict[str, Any]] = answer["outputs"]
-    cell = nbformat.v4.new_code_cell(execution_count=answer["execution_count"], outputs=outputs)
-    nbformat.validate(nbformat.v4.new_notebook(cells=[cell]))
+    cell = {"cell_type": "code", "id": "one", "metadata": {}, "source": "", "execution_count": 1, "outputs": outputs}
+    nbformat.validate({"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [cell]})
     return outputs
 
 
@@ -68,7 +70,9 @@ async def test_stdout_and_stderr_keep_their_order(api: Api, session_id: str) -> 
 
     outputs = await shown(api, session_id, code)
 
-    assert [(one["name"], one["text"]) for one in outputs] == [(("stdout", "stderr")[n % 2], f"{n}\n") for n in range(200)]
+    assert [(one["name"], one["text"]) for one in outputs] == [
+        (("stdout", "stderr")[n % 2], f"{n}\n") for n in range(200)
+    ]
 
 
 async def test_text_and_displays_keep_their_order(api: Api, session_id: str) -> None:
@@ -89,7 +93,11 @@ async def test_text_and_displays_keep_their_order(api: Api, session_id: str) -> 
         ("HTML('<b>bold</b>')", "text/html", "<b>bold</b>"),
         ("Latex(r'$\\frac{1}{2}$')", "text/latex", "$\\frac{1}{2}$"),
         ("Markdown('# Title')", "text/markdown", "# Title"),
-        ("SVG('<svg xmlns=\"http://www.w3.org/2000/svg\"/>')", "image/svg+xml", '<svg xmlns="http://www.w3.org/2000/svg"/>'),
+        (
+            "SVG('<svg xmlns=\"http://www.w3.org/2000/svg\"/>')",
+            "image/svg+xml",
+            '<svg xmlns="http://www.w3.org/2000/svg"/>',
+        ),
         ("JSON({'a': [1, None, 'x']})", "application/json", {"a": [1, None, "x"]}),
         ("Javascript('1')", "application/javascript", "1"),
     ],
@@ -105,7 +113,11 @@ async def test_a_rich_value_is_shown_whole(api: Api, session_id: str, code: str,
 async def test_a_picture_arrives_byte_for_byte(api: Api, session_id: str) -> None:
     png = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 40).decode()
 
-    code = f"from IPython.display import Image, display\ndisplay(Image(data=__import__('base64').b64decode({png!r}), format='png'))"
+    code = f"""
+import base64
+from IPython.display import Image, display
+display(Image(data=base64.b64decode({png!r}), format='png'))
+"""
     [output] = await shown(api, session_id, code)
 
     assert base64.b64decode(output["data"]["image/png"]) == base64.b64decode(png)
@@ -113,10 +125,16 @@ async def test_a_picture_arrives_byte_for_byte(api: Api, session_id: str) -> Non
 
 async def test_a_widgets_bundle_is_kept_whole(api: Api, session_id: str) -> None:
     view = {"version_major": 2, "version_minor": 0, "model_id": "abc"}
-    bundle = {"application/vnd.jupyter.widget-view+json": view, "application/x-own+json": {"deep": [{"a": 1}]}, "text/plain": "w"}
+    bundle = {
+        "application/vnd.jupyter.widget-view+json": view,
+        "application/x-own+json": {"deep": [{"a": 1}]},
+        "text/plain": "w",
+    }
     metadata = {"application/x-own+json": {"width": 3}}
 
-    [output] = await shown(api, session_id, f"from IPython.display import display\ndisplay({bundle!r}, raw=True, metadata={metadata!r})")
+    [output] = await shown(
+        api, session_id, f"from IPython.display import display\ndisplay({bundle!r}, raw=True, metadata={metadata!r})"
+    )
 
     assert output["data"] == bundle
     assert output["metadata"] == metadata
@@ -145,7 +163,9 @@ async def test_cleared_output_is_gone(api: Api, session_id: str, wait: str, expe
 
 
 async def test_output_that_waits_to_be_cleared_stays_when_nothing_follows(api: Api, session_id: str) -> None:
-    answer = await api.run(session_id, "from IPython.display import clear_output\nprint('last')\nclear_output(wait=True)")
+    answer = await api.run(
+        session_id, "from IPython.display import clear_output\nprint('last')\nclear_output(wait=True)"
+    )
 
     assert answer["stdout"] == "last\n"
 
@@ -212,10 +232,6 @@ async def test_warnings_go_to_stderr(api: Api, session_id: str) -> None:
 @pytest.fixture(scope="module")
 def science() -> str:
     """The name of a kernelspec whose environment has numpy, pandas and matplotlib."""
-    import subprocess
-
-    from jupyter_client.kernelspec import KernelSpecManager
-
     for name, found in KernelSpecManager().get_all_specs().items():
         argv = found["spec"]["argv"]
         if found["spec"].get("language") == "python":
@@ -230,7 +246,9 @@ async def test_a_plot_is_a_picture_of_modest_size(api: Api, session_id: str, sci
     await api.run(session_id, "import matplotlib.pyplot as plt", timeout=90)
 
     drawn = await api.run(session_id, "plt.plot([1, 4, 9]); plt.title('é'); plt.show()", timeout=60)
-    vector = await api.run(session_id, "%config InlineBackend.figure_formats = ['svg']\n_ = plt.plot([1, 2])", timeout=60)
+    vector = await api.run(
+        session_id, "%config InlineBackend.figure_formats = ['svg']\n_ = plt.plot([1, 2])", timeout=60
+    )
 
     [picture] = [one for one in checked(drawn) if one["output_type"] == "display_data"]
     png = base64.b64decode(picture["data"]["image/png"])
@@ -242,7 +260,9 @@ async def test_a_plot_is_a_picture_of_modest_size(api: Api, session_id: str, sci
 async def test_a_table_is_shown_as_text_and_html(api: Api, session_id: str, science: str) -> None:
     await api.create(session_id=session_id, kernel=science)
 
-    answer = await api.run(session_id, "import pandas\npandas.DataFrame({'name': ['Ada', 'Bob'], 'n': [1, 2]})", timeout=90)
+    answer = await api.run(
+        session_id, "import pandas\npandas.DataFrame({'name': ['Ada', 'Bob'], 'n': [1, 2]})", timeout=90
+    )
 
     [output] = checked(answer)
     assert "<table" in output["data"]["text/html"]

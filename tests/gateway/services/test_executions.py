@@ -24,11 +24,9 @@ libc.pthread_mutex_lock(mutex)
 
 def marked(marker: str) -> list[psutil.Process]:
     """Processes that carry a marker on their command line."""
-    found = []
-    for process in psutil.process_iter(["cmdline", "status"]):
-        if process.info["status"] != psutil.STATUS_ZOMBIE and any(marker in part for part in process.info["cmdline"] or []):
-            found.append(process)
-    return found
+    processes = list(psutil.process_iter(["cmdline", "status"]))
+    alive = [one for one in processes if one.info["status"] != psutil.STATUS_ZOMBIE]
+    return [one for one in alive if any(marker in part for part in one.info["cmdline"] or [])]
 
 
 @pytest.fixture
@@ -83,7 +81,10 @@ async def test_runs_of_32_clients_on_one_session_queue_and_keep_their_outputs_ap
 
 async def test_runs_of_one_session_go_in_the_order_in_which_they_came(api: Api, session_id: str) -> None:
     await api.run(session_id, "order = []")
-    accepted = [await api.post(f"/api/sessions/{session_id}/run", {"code": f"order.append({n})", "background": True}) for n in range(20)]
+    accepted = [
+        await api.post(f"/api/sessions/{session_id}/run", {"code": f"order.append({n})", "background": True})
+        for n in range(20)
+    ]
 
     answer = await api.run(session_id, "order")
 
@@ -97,7 +98,9 @@ async def test_32_sessions_run_side_by_side(api: Api) -> None:
     ids = [f"side-{uuid.uuid4().hex[:8]}" for _ in range(32)]
     api.http.timeout = 240
 
-    answers = await asyncio.gather(*(api.run(one, f"import os; name = {one!r}; print(name); os.getpid()") for one in ids))
+    answers = await asyncio.gather(
+        *(api.run(one, f"import os; name = {one!r}; print(name); os.getpid()") for one in ids)
+    )
     began = time.perf_counter()
     await asyncio.gather(*(api.run(one, "import time; time.sleep(2)") for one in ids))
     together_s = time.perf_counter() - began
@@ -280,7 +283,8 @@ async def ended(api: Api, session_id: str, execution_id: str) -> Any:
 CHILDREN = """
 import os, signal, subprocess, sys
 def child(*how, **more):
-    return subprocess.Popen([sys.executable, '-c', 'import signal, time; ' + ''.join(how) + 'time.sleep(600)', MARKER], **more)
+    code = 'import signal, time; ' + ''.join(how) + 'time.sleep(600)'
+    return subprocess.Popen([sys.executable, '-c', code, MARKER], **more)
 plain = child()
 far = child(start_new_session=True)
 stubborn = child('signal.signal(signal.SIGINT, signal.SIG_IGN); signal.signal(signal.SIGTERM, signal.SIG_IGN); ')
@@ -291,7 +295,11 @@ print(plain.pid, flush=True)
 @pytest.mark.parametrize("stubborn", [False, True])
 async def test_a_timeout_ends_the_children_of_its_cell(api: Api, session_id: str, marker: str, stubborn: bool) -> None:
     await api.run(session_id, "x = 41")
-    wait = "import time\nwhile True:\n  try: time.sleep(60)\n  except KeyboardInterrupt: pass" if stubborn else "plain.wait()"
+    wait = (
+        "import time\nwhile True:\n  try: time.sleep(60)\n  except KeyboardInterrupt: pass"
+        if stubborn
+        else "plain.wait()"
+    )
 
     answer = await api.run(session_id, CHILDREN.replace("MARKER", repr(marker)) + wait, timeout=3)
 
@@ -303,8 +311,8 @@ async def test_a_timeout_ends_the_children_of_its_cell(api: Api, session_id: str
 
 
 async def test_a_timeout_spares_what_earlier_cells_started(api: Api, session_id: str, marker: str) -> None:
-    start = f"import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)', {marker!r}])\n1"
-    await api.run(session_id, start)
+    sleeper = f"[sys.executable, '-c', 'import time; time.sleep(600)', {marker!r}]"
+    await api.run(session_id, f"import subprocess, sys\nsubprocess.Popen({sleeper})\n1")
     [server] = marked(marker)
 
     answer = await api.run(session_id, "import time; time.sleep(600)", timeout=1)
@@ -414,7 +422,9 @@ async def test_a_background_run_is_accepted_at_once_and_found_afterwards(api: Ap
     path = f"/api/sessions/{session_id}"
     await api.run(session_id, "1")
 
-    accepted = await api.post(f"{path}/run", {"code": "import time; time.sleep(0.5); print('done')", "background": True}, 202)
+    accepted = await api.post(
+        f"{path}/run", {"code": "import time; time.sleep(0.5); print('done')", "background": True}, 202
+    )
     early = await api.get(f"{path}/executions/{accepted['execution_id']}")
     late = await ended(api, session_id, accepted["execution_id"])
 

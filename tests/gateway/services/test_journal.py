@@ -96,7 +96,10 @@ async def test_a_client_that_claims_to_have_seen_the_future_gets_what_comes(
         first = await some(stream, 2)
         execution_id = first[0].data["execution_id"]
 
-        async with asyncio.timeout(20), api.stream(session_id, headers={"Last-Event-ID": f"{execution_id}:{number}"}) as ahead:
+        async with (
+            asyncio.timeout(20),
+            api.stream(session_id, headers={"Last-Event-ID": f"{execution_id}:{number}"}) as ahead,
+        ):
             events = await collected(ahead)
 
     assert events[-1].kind == "done"
@@ -132,8 +135,11 @@ def _send_and_never_read(url: str, session_id: str, code: str) -> socket.socket:
     one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     one.connect((address.hostname, address.port))
     body = json.dumps({"code": code}).encode()
-    head = f"POST /api/sessions/{session_id}/stream HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Type: application/json\r\n"
-    one.sendall(head.encode() + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
+    head = [
+        f"POST /api/sessions/{session_id}/stream HTTP/1.1",
+        *(f"Host: {address.netloc}", "Content-Type: application/json", f"Content-Length: {len(body)}", "", ""),
+    ]
+    one.sendall("\r\n".join(head).encode() + body)
     return one
 
 

@@ -104,7 +104,8 @@ async def test_out_of_memory_is_seen_by_everybody(api: Api, session_id: str) -> 
 
 async def test_memory_of_children_counts(api: Api, session_id: str) -> None:
     await api.create(session_id=session_id, resources={"memory": "256M"})
-    code = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'x = bytearray(400_000_000); import time; time.sleep(30)'])"
+    hog = "x = bytearray(400_000_000); import time; time.sleep(30)"
+    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {hog!r}])"
 
     answer = await api.run(session_id, code, timeout=60)
 
@@ -202,7 +203,9 @@ async def test_a_run_that_meets_hibernation_starts_afresh(api: Api, session_id: 
 
 async def test_an_idle_session_goes_to_sleep_and_the_next_run_wakes_it(api: Api, session_id: str) -> None:
     await api.create(session_id=session_id, waiting_timeout_seconds=1)
-    pid = int((await api.run(session_id, "x = 1; open('kept.txt', 'w').write('file'); import os; os.getpid()"))["result"])
+    pid = int(
+        (await api.run(session_id, "x = 1; open('kept.txt', 'w').write('file'); import os; os.getpid()"))["result"]
+    )
 
     document = await until_state(api, session_id, "IDLE")
     await until_gone(pid)
@@ -238,12 +241,12 @@ async def test_the_kernel_knows_its_session(gateway: GatewayProcess, api: Api, s
     assert answer["stdout"].strip() == str(["true", session_id, "python", gateway.url, "yes"])
 
 
-async def test_a_kernel_inherits_no_secret_of_the_gateway(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_kernel_inherits_no_secret_of_the_gateway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLOUD_SECRET", "do-not-tell")
     async with gateway_process(tmp_path / "data") as gateway, Api(gateway.url) as api:
-        answer = await api.run("one", "import os; [name for name in os.environ if 'SECRET' in name or 'GATEWAY_' in name]")
+        answer = await api.run(
+            "one", "import os; [name for name in os.environ if 'SECRET' in name or 'GATEWAY_' in name]"
+        )
 
     assert "CLOUD_SECRET" not in answer["result"]
 
@@ -254,7 +257,8 @@ async def test_a_kernel_inherits_no_secret_of_the_gateway(
 async def test_a_delete_during_a_run_ends_both(api: Api, session_id: str, marker: str) -> None:  # noqa: F811
     path = f"/api/sessions/{session_id}"
     await api.run(session_id, "1")
-    code = f"import subprocess, sys; print('go', flush=True); subprocess.run([sys.executable, '-c', 'import time; time.sleep(600)', {marker!r}])"
+    sleeper = f"[sys.executable, '-c', 'import time; time.sleep(600)', {marker!r}]"
+    code = f"import subprocess, sys; print('go', flush=True); subprocess.run({sleeper})"
     async with api.stream(session_id, code) as stream:
         await started(stream)
         queued = asyncio.ensure_future(api.http.post(f"{path}/run", json={"code": "1"}))
@@ -283,7 +287,9 @@ async def test_a_new_session_under_a_deleted_id_starts_empty(api: Api, session_i
     path = f"/api/sessions/{session_id}"
     for turn in range(5):
         await api.create(session_id=session_id, data={"turn": turn})
-        before = await api.run(session_id, "found = 'x' in globals(); x = 1; open('f', 'a').write('.'); found", update_data={})
+        before = await api.run(
+            session_id, "found = 'x' in globals(); x = 1; open('f', 'a').write('.'); found", update_data={}
+        )
 
         deleting = asyncio.ensure_future(api.call("DELETE", path))
         await asyncio.wait({deleting}, timeout=0.01 * turn)
@@ -396,17 +402,21 @@ mkdir -p package/tiny_of_this_test &&
 printf '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n' > package/pyproject.toml &&
 printf 'answer = 42\n' > package/tiny_of_this_test/__init__.py &&
 printf '%s\n' 'import zipfile' 'def build_wheel(folder, *_):' '    name = "tiny_of_this_test-1.0-py3-none-any.whl"' \
-  '    info = "tiny_of_this_test-1.0.dist-info/"' '    with zipfile.ZipFile(folder + "/" + name, "w") as wheel:' \
+  '    info = "tiny_of_this_test-1.0.dist-info/"' '    with zipfile.ZipFile(f"{folder}/{name}", "w") as wheel:' \
   '        wheel.writestr("tiny_of_this_test/__init__.py", "answer = 42")' \
   '        wheel.writestr(info + "METADATA", "Metadata-Version: 2.1\nName: tiny-of-this-test\nVersion: 1.0\n")' \
   '        wheel.writestr(info + "WHEEL", "Wheel-Version: 1.0\nGenerator: x\nRoot-Is-Purelib: true\nTag: py3-none-any\n")' \
   '        wheel.writestr(info + "RECORD", "")' '    return name' > package/backend.py &&
 pip install --no-index --no-build-isolation ./package && echo made
 """
-    before = (await api.run(f"{session_id}-other", "import importlib.util as u; u.find_spec('tiny_of_this_test') is None"))
+    before = await api.run(
+        f"{session_id}-other", "import importlib.util as u; u.find_spec('tiny_of_this_test') is None"
+    )
     await api.create(session_id=session_id, setup={"commands": [make, "echo done > ran.txt"]})
 
-    answer = await api.run(session_id, "import tiny_of_this_test as t; (t.answer, t.__file__, open('ran.txt').read())", timeout=60)
+    answer = await api.run(
+        session_id, "import tiny_of_this_test as t; (t.answer, t.__file__, open('ran.txt').read())", timeout=60
+    )
     document = await api.get(f"/api/sessions/{session_id}")
     log = (await api.get(f"/api/sessions/{session_id}/logs", params={"source": "setup"}))["text"]
     after = await api.run(f"{session_id}-other", "u.find_spec('tiny_of_this_test') is None")
@@ -429,7 +439,9 @@ async def test_a_setup_installs_from_the_package_index(api: Api, session_id: str
 
 
 async def test_a_setup_that_fails_is_told_and_the_session_works(api: Api, session_id: str) -> None:
-    await api.create(session_id=session_id, setup={"commands": ["echo so far", "echo bad luck >&2; exit 7", "echo never"]})
+    await api.create(
+        session_id=session_id, setup={"commands": ["echo so far", "echo bad luck >&2; exit 7", "echo never"]}
+    )
 
     answer = await api.run(session_id, "1 + 1")
     document = await api.get(f"/api/sessions/{session_id}")
@@ -462,7 +474,10 @@ def later():
 go, said = threading.Event(), threading.Event()
 threading.Thread(target=later).start()
 """
-    first = await api.run(session_id, f"{code}\nfrom concurrent.futures import ThreadPoolExecutor\npool = ThreadPoolExecutor(1)\npool.submit(print, 'a').result()")
+    first = await api.run(
+        session_id,
+        f"{code}\nfrom concurrent.futures import ThreadPoolExecutor as Pool\npool = Pool(1)\npool.submit(print, 'a').result()",
+    )
     second = await api.run(session_id, "print('mine'); go.set(); said.wait(); pool.submit(print, 'mine too').result()")
     found = []
     async with asyncio.timeout(20), api.events(f"/api/sessions/{session_id}/events") as stream:
@@ -475,5 +490,3 @@ threading.Thread(target=later).start()
     assert first["stdout"] == "a\n"
     assert second["stdout"] == "mine\nmine too\n"
     assert found == ["a\n", "from the thread\n"]
-
-

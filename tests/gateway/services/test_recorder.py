@@ -23,7 +23,10 @@ async def until_ready(api: Api, ready: bool) -> Any:
 
 @pytest.mark.slow
 async def test_a_run_in_flight_survives_the_loss_of_the_store(tmp_path: Path, own_mongod: Mongod) -> None:  # noqa: F811
-    async with gateway_process(tmp_path / "data", store=own_mongod.uri("lost"), heartbeat_interval_s=1) as gateway, Api(gateway.url) as api:
+    async with (
+        gateway_process(tmp_path / "data", store=own_mongod.uri("lost"), heartbeat_interval_s=1) as gateway,
+        Api(gateway.url) as api,
+    ):
         await api.run("one", "x = 41")
         async with api.stream("one", "print('go'); import time; time.sleep(4); x + 1") as stream:
             await started(stream)
@@ -59,7 +62,10 @@ async def test_a_gateway_that_starts_without_its_store_carries_on_when_it_is_the
     own_mongod: Mongod,  # noqa: F811
 ) -> None:
     own_mongod.stop()
-    async with gateway_process(tmp_path / "data", store=own_mongod.uri("late"), heartbeat_interval_s=1) as gateway, Api(gateway.url) as api:
+    async with (
+        gateway_process(tmp_path / "data", store=own_mongod.uri("late"), heartbeat_interval_s=1) as gateway,
+        Api(gateway.url) as api,
+    ):
         early = await api.http.get("/api/ready")
         refused = await api.http.post("/api/sessions/one/run", json={"code": "1"})
 
@@ -73,7 +79,10 @@ async def test_a_gateway_that_starts_without_its_store_carries_on_when_it_is_the
 
 @pytest.mark.slow
 async def test_a_store_that_hangs_is_away_too(tmp_path: Path, own_mongod: Mongod) -> None:  # noqa: F811
-    async with gateway_process(tmp_path / "data", store=own_mongod.uri("hangs"), heartbeat_interval_s=1) as gateway, Api(gateway.url) as api:
+    async with (
+        gateway_process(tmp_path / "data", store=own_mongod.uri("hangs"), heartbeat_interval_s=1) as gateway,
+        Api(gateway.url) as api,
+    ):
         await api.run("one", "x = 41")
         own_mongod.pause()
         try:

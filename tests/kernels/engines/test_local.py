@@ -99,7 +99,9 @@ async def test_an_environment_for_one_run_is_refused_where_it_is_not_offered(bas
 
 
 async def test_a_flood_from_bash_is_cut(polyglot: GatewayProcess, bash: Api, session_id: str) -> None:
-    answer, growth = await peak_growth(polyglot, bash.run(session_id, "head -c 60000000 /dev/zero | tr '\\0' x | fold -w 1000"))
+    answer, growth = await peak_growth(
+        polyglot, bash.run(session_id, "head -c 60000000 /dev/zero | tr '\\0' x | fold -w 1000")
+    )
 
     assert answer["truncated"]
     assert growth < 150 * MEBI
@@ -142,7 +144,14 @@ async def test_exits_are_told_without_polling() -> None:
 
 
 async def test_use_of_memory_counts_shared_pages_once() -> None:
-    code = "import os, time; x = bytearray(b'x' * 50_000_000); [os.fork() or time.sleep(60) for _ in range(2)]; print(1, flush=True); time.sleep(60)"
+    code = """
+import os, time
+hoard = bytearray(b'x' * 50_000_000)
+for _ in range(2):
+    os.fork() or time.sleep(60)
+print('ready', flush=True)
+time.sleep(60)
+"""
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     try:
         assert process.stdout is not None
@@ -153,4 +162,4 @@ async def test_use_of_memory_counts_shared_pages_once() -> None:
         processes.end(psutil.Process(process.pid).children(recursive=True))
         process.kill()
         process.wait()
-        process.stdout.close()
+        process.communicate()
