@@ -272,7 +272,7 @@ class SessionService:
     # Deleting
 
     async def delete(self, session_id: str, *, purge: bool = False) -> Deleted:
-        """Stop the kernel and soft-delete; `purge` removes files and document for good. Goes on if the caller leaves."""
+        """Stop the kernel and soft-delete, also if the caller leaves; `purge` removes files and document for good."""
         self._recorder.check()
         live = await self._live.get(session_id)
         deleted: asyncio.Future[Deleted] = asyncio.get_running_loop().create_future()

@@ -101,7 +101,13 @@ async def test_new_work_is_refused_while_the_gateway_stops(tmp_path: Path) -> No
 
 
 async def test_a_second_sigterm_ends_it_at_once_and_leaves_no_orphan(tmp_path: Path, marker: str) -> None:  # noqa: F811
-    async with gateway_process(tmp_path / "data", shutdown_grace_s=600) as gateway, Api(gateway.url) as api:
+    settings = {"shutdown_grace_s": 600}
+    async with (
+        gateway_process(tmp_path / "data", **settings) as gateway,
+        Api(gateway.url) as api,
+        Api(gateway.url) as other,
+    ):
+        await other.get("/api/health")
         setup = {"commands": [f"sleep 600; : {marker}"]}
         await api.create(id="setting-up", setup=setup)
         await api.run("idle", "1")
@@ -110,7 +116,7 @@ async def test_a_second_sigterm_ends_it_at_once_and_leaves_no_orphan(tmp_path: P
             kernels, runtime = kernels_of(gateway), runtime_folder(gateway)
             gateway.signal(signal.SIGTERM)
             async with asyncio.timeout(10):
-                while (await api.http.get("/api/ready")).status_code == 200:
+                while (await other.http.get("/api/ready")).status_code == 200:
                     await asyncio.sleep(0.02)
 
             began = time.perf_counter()

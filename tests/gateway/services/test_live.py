@@ -405,7 +405,7 @@ printf '%s\n' 'import zipfile' 'def build_wheel(folder, *_):' '    name = "tiny_
   '    info = "tiny_of_this_test-1.0.dist-info/"' '    with zipfile.ZipFile(f"{folder}/{name}", "w") as wheel:' \
   '        wheel.writestr("tiny_of_this_test/__init__.py", "answer = 42")' \
   '        wheel.writestr(info + "METADATA", "Metadata-Version: 2.1\nName: tiny-of-this-test\nVersion: 1.0\n")' \
-  '        wheel.writestr(info + "WHEEL", "Wheel-Version: 1.0\nGenerator: x\nRoot-Is-Purelib: true\nTag: py3-none-any\n")' \
+  '        wheel.writestr(info + "WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")' \
   '        wheel.writestr(info + "RECORD", "")' '    return name' > package/backend.py &&
 pip install --no-index --no-build-isolation ./package && echo made
 """
@@ -476,7 +476,7 @@ threading.Thread(target=later).start()
 """
     first = await api.run(
         session_id,
-        f"{code}\nfrom concurrent.futures import ThreadPoolExecutor as Pool\npool = Pool(1)\npool.submit(print, 'a').result()",
+        f"{code}\nimport concurrent.futures as f; pool = f.ThreadPoolExecutor(1)\npool.submit(print, 'a').result()",
     )
     second = await api.run(session_id, "print('mine'); go.set(); said.wait(); pool.submit(print, 'mine too').result()")
     found = []
