@@ -124,8 +124,6 @@ class ExecutionService:
         code = request.code if request.code is not None else live.session.code
         if code is None:
             raise Invalid("code: there is none in the request and none stored in the session.", field="code")
-        if request.update_data:
-            live.change(SessionChanges(merge={"data": request.update_data}))
         record = Execution(
             id=uuid4().hex,
             session_uid=live.uid,
@@ -141,6 +139,7 @@ class ExecutionService:
             stdin=request.stdin,
             interactive=interactive,
             store_history=request.store_history,
+            update_data=request.update_data,
             journal_bytes=2 * self._settings.output_limit_bytes,
         )
         self._live.enqueue(live, run)
@@ -166,34 +165,45 @@ class ExecutionService:
 
     async def _work(self, live: LiveSession) -> None:
         """Run what is queued in a session, one after another, until nothing is."""
-        while live.queue:
-            run = live.current = live.queue.popleft()
-            self._metrics.queued.dec()
-            try:
-                await self._perform(live, run)
-            except Exception as error:
-                log.exception("Run %s broke", run.id)
-                self._refuse(live, run, GatewayError(f"Something went wrong here ({type(error).__name__})."))
-                await live.recover("Something went wrong here.")
-            finally:
-                live.current = None
-                live.touch()
-        live.worker_done()
+        try:
+            while live.queue:
+                run = live.current = live.queue.popleft()
+                self._metrics.queued.dec()
+                try:
+                    await self._perform(live, run)
+                except Exception as error:
+                    log.exception("Run %s broke", run.id)
+                    await self._give_up(live, run, error)
+                finally:
+                    live.current = None
+                    live.touch()
+        finally:
+            live.worker_done()
+
+    async def _give_up(self, live: LiveSession, run: Run, error: Exception) -> None:
+        """After something unforeseen: who waits hears of it, and the session starts anew."""
+        try:
+            self._refuse(live, run, GatewayError(f"Something went wrong here ({type(error).__name__})."))
+            await live.recover("Something went wrong here.")
+        except Exception:
+            log.exception("Session %r could not recover", live.session.id)
+            run.end()
 
     async def _perform(self, live: LiveSession, run: Run) -> None:
         if run.stopped_as is not None:
             return self._finish(live, run, Status.INTERRUPTED, _cancelled())
         try:
-            kernel = await live.ready()
-            if run.env:
+            kernel = await self._ready(live, run)
+            if kernel is not None and run.env:
                 kernel.check_run_env()
         except StartFailed as error:
             return self._finish(live, run, Status.DIED, _error("KernelDied", str(error)), state_kept=False)
         except (GatewayError, NotOffered) as error:
             return self._refuse(live, run, error)
-        if run.stopped_as is not None:
+        if kernel is None or run.stopped_as is not None:
             return self._finish(live, run, Status.INTERRUPTED, _cancelled())
-        live.move(State.BUSY)
+        data = {"data": run.update_data} if run.update_data else {}
+        live.move(State.BUSY, changes=SessionChanges(merge=data))
         record = run.record
         record.status, record.started_at = Status.RUNNING, now()
         record.fresh_start, live.fresh = live.fresh, False
@@ -203,6 +213,16 @@ class ExecutionService:
         status, error_, kept = await self._run_cell(kernel, run)
         record.duration_ms = round((time.perf_counter() - began) * 1000, 3)
         return self._finish(live, run, status, error_, state_kept=kept)
+
+    async def _ready(self, live: LiveSession, run: Run) -> Kernel | None:
+        """The kernel, or None once the run is to be stopped, which does not wait for a start or a setup."""
+        starting, stopping = asyncio.ensure_future(live.ready()), asyncio.ensure_future(run.stop_asked.wait())
+        try:
+            await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            return await starting if starting.done() else None
+        finally:
+            starting.cancel()
+            stopping.cancel()
 
     async def _run_cell(self, kernel: Kernel, run: Run) -> tuple[Status, RunError | None, bool]:
         """How it ended, the error if there was one, and whether the kernel still has its variables."""
@@ -249,14 +269,14 @@ class ExecutionService:
         record = run.record
         run.conclude(status, error, state_kept=state_kept)
         record.finished_at = now()
-        changes = SessionChanges(replace={"last_run_at": record.finished_at}, add={"run_count": 1})
-        if live.session.state is State.BUSY:
-            if state_kept and live.closing is None:
+        if record.started_at is not None:  # a run that never began has not made the session BUSY
+            changes = SessionChanges(replace={"last_run_at": record.finished_at}, add={"run_count": 1})
+            if live.session.state is not State.BUSY:
+                live.change(changes)
+            elif state_kept and live.closing is None:
                 live.move(State.READY, changes=changes)
             else:
                 live.move(State.ERROR, error.evalue if error else None, changes=changes)
-        else:
-            live.change(changes)
         live.outbox.execution(record)
         run.answer = RunAnswer.after(record, live.session.data, live.session.state)
         self._metrics.runs.labels(status.value).inc()

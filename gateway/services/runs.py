@@ -17,7 +17,7 @@ class Run:
 
     def __init__(
         self, record: Execution, *, timeout_s: float, env: dict[str, str], stdin: str | None,
-        interactive: bool, store_history: bool, journal_bytes: int,
+        interactive: bool, store_history: bool, update_data: dict[str, Any] | None, journal_bytes: int,
     ) -> None:  # fmt: skip
         self.record = record
         self.timeout_s = timeout_s
@@ -25,7 +25,9 @@ class Run:
         self.store_history = store_history
         self.journal = Journal(journal_bytes)
         self.finished = asyncio.Event()
-        self.failure: Exception | None = None  # a refusal: it never ran, and nothing is recorded
+        self.stop_asked = asyncio.Event()
+        self.update_data = update_data
+        self.failure: Exception | None = None  # why it could not begin
         self.stopped_as: Status | None = None
         self.interrupted = False  # the cell was sent an interrupt, which it may take or not
         self.followers = 0
@@ -81,6 +83,7 @@ class Run:
 
     def cancel(self) -> None:
         """Have it not begin; one that has begun is not touched."""
+        self.stop_asked.set()
         if not self.running and self.stopped_as is None:
             self.stopped_as = Status.INTERRUPTED
 

@@ -116,8 +116,11 @@ def load(shell: Any, folder: str, names: Iterable[str] | None = None) -> dict[st
         raise
     for root, value in later:
         failed += _place(shell, root, value)
-    _arrange(shell.user_ns, before, state["order"], wanted)
-    back = [it for it in _variables(state["roots"]) if it["name"] in shell.user_ns]
+    variables = _variables(state["roots"])
+    unwanted = {it["name"] for it in variables} - wanted if wanted is not None else set()
+    _arrange(shell.user_ns, before, state["order"], unwanted)
+    gone = unwanted.union(it["name"] for it in failed if not it["part"])
+    back = [it for it in variables if it["name"] not in gone]
     warned = [] if state["python"] == platform.python_version() else [f"It was saved by Python {state['python']}."]
     return {
         "variables": back,
@@ -143,8 +146,8 @@ def _anchors(shell: Any) -> dict[str, Any]:
     found["os.environ"], found["os.environ._data"] = os.environ, os.environ._data  # type: ignore[attr-defined]
     found["builtins"], found["builtins.__dict__"] = builtins, vars(builtins)
     found["warnings.filters"], found["linecache.cache"] = warnings.filters, linecache.cache
-    for name, value in shell.user_ns_hidden.items():
-        found[f"hidden.{name}"] = value
+    for name in ("In", "Out", "_dh", "exit", "quit", "get_ipython", "open"):
+        found[f"hidden.{name}"] = shell.user_ns_hidden.get(name)
     plain = (str, bytes, int, float, bool, type(None), tuple)
     by_address = {id(value): key for key, value in reversed(found.items()) if type(value) not in plain}
     return {key: found[key] for key in found if by_address.get(id(found[key])) == key}
@@ -252,16 +255,15 @@ def _told(label: str, lost: list[Lost], part: bool) -> list[dict[str, Any]]:
     return [{"name": label, "type": kind, "reason": reason, "part": part} for kind, reason in kinds]
 
 
-def _arrange(names: dict[str, Any], before: dict[str, Any], order: list[str], wanted: set[str] | None) -> None:
-    """Leave only what is wanted, in the order in which it was made."""
+def _arrange(names: dict[str, Any], before: dict[str, Any], order: list[str], unwanted: set[str]) -> None:
+    """Leave out what is not wanted, and put the rest in the order in which it was made."""
     for name in order:
-        if name not in names:
-            continue
-        value = names.pop(name)
-        if wanted is None or name in wanted or names is before:
-            names[name] = value
-        elif name in before:
-            names[name] = before[name]
+        if name in names:
+            value = names.pop(name)
+            if name not in unwanted:
+                names[name] = value
+            elif name in before:
+                names[name] = before[name]
 
 
 # Files

@@ -28,7 +28,11 @@ except ImportError:  # pragma: no cover
 # Modules and what is found in them
 
 
-def module(name: str) -> Any:
+def module(name: str, parts: tuple[str, ...] = ()) -> Any:
+    for part in parts:  # `import a.b` has made `b` an attribute of `a`
+        if part not in sys.modules:
+            with contextlib.suppress(Exception):
+                importlib.import_module(part)
     return sys.modules.get(name) or importlib.import_module(name)
 
 
@@ -139,10 +143,10 @@ def _quiet(bases: tuple[Any, ...]) -> Iterator[None]:
 def fill_class(made: Any, state: tuple[dict[str, Any], list[Any]]) -> None:
     attributes, registered = state
     for name, value in attributes.items():
-        if name == "_fields_":
-            setattr(made, name, value)  # ctypes lays out its structures when this is set
-        else:
+        if type(made).__flags__ & (1 << 9) or type(made) is type:
             type.__setattr__(made, name, value)
+        else:
+            setattr(made, name, value)  # of ctypes, which lays out a structure when its fields are set
     for subclass in registered:
         made.register(subclass)
 
@@ -244,7 +248,7 @@ def file(path: str, mode: str, position: Any, options: dict[str, Any]) -> Any:
     return opened
 
 
-def array_view(base: Any, shape: Any, strides: Any, dtype: Any, offset: int, writeable: bool) -> Any:
+def array_view(base: Any, shape: Any, strides: Any, dtype: Any, offset: int, writeable: bool, cls: Any) -> Any:
     """An array that shares its memory with another."""
     numpy = module("numpy")
     flat = base.T if isinstance(base, numpy.ndarray) and not base.flags.c_contiguous else base
@@ -253,6 +257,8 @@ def array_view(base: Any, shape: Any, strides: Any, dtype: Any, offset: int, wri
         made = numpy.lib.stride_tricks.as_strided(items, shape, strides)
     else:
         made = numpy.ndarray(shape, dtype, flat, offset, strides)
+    if cls is not numpy.ndarray:
+        made = made.view(cls)
     if not writeable:
         made.flags.writeable = False
     return made

@@ -6,6 +6,7 @@ The user's objects are only looked at, and never changed. A rule gives what `__r
 from __future__ import annotations
 
 import abc
+import array as arrays
 import copyreg
 import enum
 import functools
@@ -13,7 +14,9 @@ import gc
 import importlib.util
 import io
 import marshal
+import mmap
 import os
+import pickle
 import random
 import stat
 import struct
@@ -71,6 +74,9 @@ _UNPLACED: tuple[type, ...] = (
     *(type(None), bool, int, float, complex, str, bytes, bytearray, list, dict, tuple, set, frozenset, type),
     *(types.FunctionType, types.BuiltinFunctionType, types.ModuleType, types.MethodType, property, Lost),
 )
+
+
+_SERIES_MEMORY = "pandas.core.internals.managers.SingleBlockManager"
 
 
 class CannotCarry(Exception):
@@ -191,6 +197,7 @@ class Rules:
             (property, self._property),
             (enum.Enum, self._enum_member),
             (BaseException, self._exception),
+            (threading.local, lambda it: (copyreg.__newobj__, (type(it),), dict(vars(it)))),  # type: ignore[attr-defined]
         ):
             if issubclass(cls, kinds):
                 return rule
@@ -200,6 +207,8 @@ class Rules:
         internals = sys.modules.get("pandas._libs.internals")
         if internals is not None and issubclass(cls, internals.Block):
             return self._block
+        if internals is not None and f"{_module(cls)}.{_qualname(cls)}" == _SERIES_MEMORY:
+            return lambda memory: (cls, (memory.blocks[0], memory.axes[0]))  # its own recipe passes by the block's
         return self._found if class_importable(cls) else self._instance
 
     def _refuse(self, reason: str, obj: Any = None) -> Any:
@@ -269,7 +278,7 @@ class Rules:
         if importable(made, made.__module__, made.__qualname__):
             if self._foreign(sys.modules[made.__module__]):
                 return rebuild.attribute, (made.__module__, made.__qualname__)
-            return rebuild.attribute, (made.__module__, made.__qualname__), state, None, None, rebuild.fill_cache
+            return rebuild.attribute, (made.__module__, made.__qualname__), ({}, calls), None, None, rebuild.fill_cache
         limits = made.cache_parameters()
         how = (made.__wrapped__, limits["maxsize"], limits["typed"])
         return rebuild.cached, how, state, None, None, rebuild.fill_cache
@@ -281,7 +290,8 @@ class Rules:
             raise CannotCarry("it has no name")
         registered = sys.modules.get(name) is module
         if registered and not made_by_hand(module):
-            return rebuild.module, (name,)
+            parts = [part for part in list(sys.modules) if part.startswith(f"{name}.")]
+            return rebuild.module, (name, tuple(parts))
         if variables.get("__file__"):
             raise CannotCarry("another module has taken its place")
         skipped = ("__builtins__", "__loader__", "__spec__")
@@ -305,6 +315,9 @@ class Rules:
             beginning["__slots__"] = tuple(sorted(members | provided))
         for name in provided | members | {"_abc_impl", "__static_attributes__"}:
             own.pop(name, None)
+        if not meta.__flags__ & _HEAP and not class_importable(meta):
+            meta = type  # which asks the bases for the right one
+            own = {name: value for name, value in own.items() if type(value).__name__ != "CField"}
         how = (meta, _qualname(cls).rpartition(".")[2], cls.__bases__, beginning)
         if issubclass(meta, enum.EnumMeta):
             return self._enum(cls, how, own)
@@ -450,24 +463,27 @@ class Rules:
     def _array(self, array: Any) -> Any:
         """An array that shows a part of another stays one, so that a change in either is seen in both."""
         numpy = sys.modules["numpy"]
-        base = array.base
-        if id(array) in self._own_memory or base is None or not array.size:
+        if id(array) in self._own_memory or array.base is None or not array.size:
             return self._found(array)
-        if isinstance(base, (bytes, bytearray)):
-            owner = numpy.frombuffer(base, "u1")
-        elif type(base) in (numpy.ndarray, numpy.memmap) and (base.flags.c_contiguous or base.flags.f_contiguous):
-            owner = base
-        else:
-            if isinstance(base, numpy.ndarray) or not isinstance(base, memoryview):
-                self.warnings["Some arrays no longer share their memory with what they were made from."] = None
-            return self._found(array)
+        base = array.base.obj if type(array.base) is memoryview else array.base
+        if isinstance(base, (bytes, bytearray, arrays.array)):
+            return self._view(array, base, numpy.frombuffer(base, "u1"))
+        if type(base) in (numpy.ndarray, numpy.memmap) and (base.flags.c_contiguous or base.flags.f_contiguous):
+            return self._view(array, base, base)
+        if not isinstance(base, (mmap.mmap, pickle.PickleBuffer)) and not _module(type(base)).startswith("sklearn."):
+            self.warnings["Some arrays no longer share their memory with what they were made from."] = None
+        return self._found(array)
+
+    def _view(self, array: Any, base: Any, owner: Any) -> Recipe:
         offset = array.__array_interface__["data"][0] - owner.__array_interface__["data"][0]
-        place = (base, array.shape, array.strides, array.dtype, offset, array.flags.writeable)
-        return rebuild.array_view, place
+        place = (array.shape, array.strides, array.dtype, offset, array.flags.writeable)
+        return rebuild.array_view, (base, *place, type(array))
 
     def _array_file(self, array: Any) -> Any:
-        if array.filename is None or isinstance(array.base, sys.modules["numpy"].ndarray):
-            raise CannotCarry("it shows a part of a mapped file")
+        if array.filename is None:
+            raise CannotCarry("the file that it maps is not known")
+        if isinstance(array.base, sys.modules["numpy"].ndarray):
+            return self._view(array, array.base, array.base)
         how = (os.fspath(array.filename), array.dtype, array.mode, array.offset, array.shape)
         return rebuild.array_file, (*how, not array.flags.c_contiguous)
 
@@ -489,19 +505,19 @@ def cached_calls(made: Any) -> list[tuple[tuple[Any, ...], dict[str, Any], Any]]
     if not info.currsize:
         return []
     parts = gc.get_referents(made)
+    marks = [it for it in parts if type(it) is object]
     tables = [it for it in parts if type(it) is dict and len(it) == info.currsize and it is not made.__dict__]
+    if info.maxsize is not None:
+        tables = [it for it in tables if all(type(link).__name__ == "_lru_list_elem" for link in it.values())]
     if len(tables) != 1:
         return None
-    (table,) = tables
-    marks = [it for it in parts if type(it) is object]
-    if info.maxsize is None:
-        pairs = list(table.items())
-    else:
-        known = {id(key) for key in table}
-        listed = parts[: next(at for at, it in enumerate(parts) if it is table)]
-        step = len(listed) // info.currsize
-        pairs = [(listed[at], listed[at + 1]) for at in range(0, len(listed), max(step, 1))]
-        if step < 2 or len(pairs) != info.currsize or any(id(key) not in known for key, _ in pairs):
+    pairs = list(tables[0].items())
+    if info.maxsize is not None:
+        before = parts[: next(at for at, it in enumerate(parts) if it is tables[0])]
+        listed = [it for it in before if it is not type(made) and getattr(it, "__name__", "") != "_lru_list_elem"]
+        pairs = list(zip(listed[::2], listed[1::2]))
+        known = {id(key) for key in tables[0]}
+        if len(listed) != 2 * info.currsize or any(id(key) not in known for key, _ in pairs):
             return None
     typed = made.cache_parameters()["typed"]
     calls = []

@@ -254,10 +254,12 @@ def _options(shell: Any) -> dict[str, dict[str, Any]]:
                     values[name] = value
         if values:
             found[type(owner).__name__] = values
+    found["InteractiveTB"] = {"mode": shell.InteractiveTB.mode}
     return found
 
 
 def _set_options(shell: Any, value: dict[str, dict[str, Any]]) -> None:
+    shell.InteractiveTB.set_mode(value["InteractiveTB"]["mode"])
     for owner in _configurables(shell):
         for name, option in value.get(type(owner).__name__, {}).items():
             with contextlib.suppress(Exception):

@@ -549,3 +549,43 @@ async def test_a_cell_that_waits_for_input_is_answered(api: Api, session_id: str
     assert done.data["stdout"].endswith("Hello Ada\n")
     refused = await api.post(f"{path}/input", {"text": "again"}, 409)
     assert "waits" in refused["error"]
+
+
+async def test_cancelling_a_queued_run_leaves_the_one_under_way_alone(api: Api, session_id: str) -> None:
+    async with api.stream(session_id, "input()") as stream:
+        async for event in stream:
+            if event.kind == "input_request":
+                break
+        queued = await api.post(f"/api/sessions/{session_id}/run", {"code": "1", "background": True})
+
+        cancelled = await api.call("DELETE", f"/api/sessions/{session_id}/executions/{queued['execution_id']}")
+        document = await api.get(f"/api/sessions/{session_id}")
+        await api.post(f"/api/sessions/{session_id}/input", {"text": "go on"})
+        done = [event async for event in stream][-1]
+
+    assert (cancelled["status"], cancelled["exit_code"], cancelled["started_at"]) == ("interrupted", 130, None)
+    assert document["state"] == "BUSY"
+    assert (done.kind, done.data["result"]) == ("done", "'go on'")
+    assert (await api.get(f"/api/sessions/{session_id}"))["run_count"] == 1
+
+
+async def test_a_run_that_waits_for_a_long_setup_can_be_cancelled_at_once(api: Api, session_id: str) -> None:
+    await api.create(id=session_id, setup={"commands": ["sleep 60"]})
+    waiting = await api.post(f"/api/sessions/{session_id}/run", {"code": "1", "background": True})
+
+    async with asyncio.timeout(5):
+        cancelled = await api.call("DELETE", f"/api/sessions/{session_id}/executions/{waiting['execution_id']}")
+        await api.call("DELETE", f"/api/sessions/{session_id}")
+
+    assert cancelled["status"] == "interrupted"
+
+
+async def test_the_data_of_a_run_that_never_began_is_not_kept(api: Api, session_id: str) -> None:
+    await api.create(id=session_id, data={"kept": 1}, setup={"commands": ["sleep 60"]})
+    waiting = await api.post(
+        f"/api/sessions/{session_id}/run", {"code": "1", "background": True, "update_data": {"lost": 2}}
+    )
+
+    await api.call("DELETE", f"/api/sessions/{session_id}/executions/{waiting['execution_id']}")
+
+    assert (await api.get(f"/api/sessions/{session_id}"))["data"] == {"kept": 1}
