@@ -9,7 +9,7 @@ import secrets
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 MEBI = 2**20
@@ -58,7 +58,12 @@ class Settings(BaseSettings):
     shutdown_grace_s: Annotated[float, Field(ge=0)] = 10
     reaper_interval_s: Annotated[float, Field(gt=0)] = 1
     heartbeat_interval_s: Annotated[float, Field(gt=0)] = 5
-    holder_timeout_s: Annotated[float, Field(gt=0)] = 30
+    holder_timeout_s: Annotated[float, Field(gt=0)] = Field(
+        default=30, description="how long a silent gateway keeps its sessions; more than two heartbeats"
+    )
+    release_after_s: Annotated[float, Field(gt=0)] = Field(
+        default=60, description="how long a session that sleeps is held, and kept in memory, when nobody uses it"
+    )
 
     output_limit_bytes: Annotated[int, Field(ge=1000)] = 10 * MEBI
     body_limit_bytes: Annotated[int, Field(ge=1000)] = 32 * MEBI
@@ -73,6 +78,12 @@ class Settings(BaseSettings):
     @classmethod
     def _absolute(cls, path: Path) -> Path:
         return path.expanduser().absolute()
+
+    @model_validator(mode="after")
+    def _misses_a_heartbeat(self) -> "Settings":
+        if self.holder_timeout_s <= 2 * self.heartbeat_interval_s:
+            raise ValueError("holder_timeout_s must be more than twice heartbeat_interval_s")
+        return self
 
     @classmethod
     def settings_customise_sources(

@@ -26,6 +26,13 @@ class StateChanged(Conflict):
         super().__init__(f"Session {session_id!r} is no longer {before}.", session_id=session_id, before=before)
 
 
+class HolderChanged(Conflict):
+    code = "holder_changed"
+
+    def __init__(self, session_id: str, holder: str) -> None:
+        super().__init__(f"Session {session_id!r} is not held by {holder} any more.", session_id=session_id)
+
+
 class StoreClosed(StoreAway):
     def __init__(self) -> None:
         super().__init__("it is closed")
@@ -109,8 +116,13 @@ class Store(Protocol):
         """Newest first (`created_at`, then `uid`). Raises `BadPageToken`."""
         ...
 
-    async def update_session(self, uid: str, changes: SessionChanges, at: datetime) -> Session:
-        """The document after the change, its `updated_at` set to `at`. Raises `SessionNotFound` if not live."""
+    async def update_session(
+        self, uid: str, changes: SessionChanges, at: datetime, holder: str | None = None
+    ) -> Session:
+        """The document after the change, its `updated_at` set to `at`. Raises `SessionNotFound` if not live.
+
+        Raises `Conflict` (code `holder_changed`) if it is not held by `holder`, when one is given.
+        """
         ...
 
     async def move_session(
@@ -150,6 +162,10 @@ class Store(Protocol):
         """Say that this gateway is alive."""
         ...
 
+    async def is_alive(self, gateway_id: str, stale_before: datetime) -> bool:
+        """Whether this gateway has beaten since."""
+        ...
+
     async def claim_session(self, uid: str, gateway_id: str, stale_before: datetime) -> Session:
         """Become the holder. Raises `SessionHeld` if another is that has beaten since `stale_before`."""
         ...
@@ -160,6 +176,10 @@ class Store(Protocol):
 
     async def list_abandoned(self, gateway_id: str, stale_before: datetime) -> list[Session]:
         """Live sessions held by `gateway_id` itself or by a gateway without a beat since `stale_before`."""
+        ...
+
+    async def list_unheld_temporary(self) -> list[Session]:
+        """Live sessions that are not persistent and that nobody holds."""
         ...
 
     # Executions
@@ -188,7 +208,9 @@ class Store(Protocol):
 
     async def keep_answer(self, answer: KeptAnswer) -> None: ...
 
-    async def drop_answer(self, key: str) -> None: ...
+    async def drop_answer(self, reservation: KeptAnswer) -> None:
+        """Free the key, unless an answer was kept or another reservation made under it meanwhile."""
+        ...
 
     # Audit
 

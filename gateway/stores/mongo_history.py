@@ -119,8 +119,9 @@ class MongoHistory(Reach):
 
         await self._reach(work)
 
-    async def drop_answer(self, key: str) -> None:
-        await self._reach(lambda: self._collection("answers").delete_one({"_id": key}))
+    async def drop_answer(self, reservation: KeptAnswer) -> None:
+        unanswered = {"_id": reservation.key, "created_at": iso(reservation.created_at), "status": None}
+        await self._reach(lambda: self._collection("answers").delete_one(unanswered))
 
     # Audit
 

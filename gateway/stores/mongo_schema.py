@@ -35,6 +35,7 @@ _INDEXES: dict[str, list[IndexModel]] = {
         IndexModel([("live", ASCENDING), ("created_by", ASCENDING), ("lkv", ASCENDING), *_NEWEST], name="owner_labels"),
         IndexModel([("live", ASCENDING), ("parent_id", ASCENDING), *_NEWEST], name="parent"),
         IndexModel("holder", partialFilterExpression={"holder": {"$type": "string"}}, name="holder"),
+        IndexModel("persistent", partialFilterExpression={"live": True, "persistent": False}, name="temporary"),
     ],
     "moves": [IndexModel([("session_uid", ASCENDING), ("_id", DESCENDING)], name="newest")],
     "executions": [

@@ -18,7 +18,7 @@ from gateway.models.base import iso
 from gateway.models.pages import Page, PageRequest, Position, SessionFilter, decode, digest
 from gateway.models.sessions import Move, Session
 from gateway.states import State
-from gateway.stores.base import MOST_MOVES, NO_CHANGES, SessionChanges, StateChanged, check_moves
+from gateway.stores.base import MOST_MOVES, NO_CHANGES, HolderChanged, SessionChanges, StateChanged, check_moves
 from gateway.stores.mongo_reach import Reach, insert_missing
 from gateway.stores.mongo_schema import (
     Document,
@@ -71,13 +71,21 @@ class MongoSessions(Reach):
         found = [load_session(document) for document in documents]
         return cut(found, total_count, page, filter_.digest, lambda last: Position(last.created_at, last.uid))
 
-    async def update_session(self, uid: str, changes: SessionChanges, at: datetime) -> Session:
-        with self._attempts.attempt("update", uid, at, details=changes) as attempt:
-            document = await self._reach(
-                lambda: self._change(uid, attempt, {"live": True}, changes, {"updated_at": iso(at)})
-            )
+    async def update_session(
+        self, uid: str, changes: SessionChanges, at: datetime, holder: str | None = None
+    ) -> Session:
+        query: Document = {"live": True} | ({"holder": holder} if holder is not None else {})
+
+        async def work() -> Document | None:
+            document = await self._change(uid, attempt, query, changes, {"updated_at": iso(at)})
+            return document or await self._collection("sessions").find_one({"_id": uid, "live": True})
+
+        with self._attempts.attempt("update", uid, at, details=(changes, holder)) as attempt:
+            document = await self._reach(work)
         if document is None:
             raise SessionNotFound(uid)
+        if attempt not in document["attempts"]:
+            raise HolderChanged(document["id"], str(holder))
         return load_session(document)
 
     async def move_session(
@@ -174,6 +182,10 @@ class MongoSessions(Reach):
             lambda: self._collection("gateways").update_one({"_id": gateway_id}, {"$max": {"at": iso(at)}}, upsert=True)
         )
 
+    async def is_alive(self, gateway_id: str, stale_before: datetime) -> bool:
+        beating = {"_id": gateway_id, "at": {"$gte": iso(stale_before)}}
+        return await self._reach(lambda: self._collection("gateways").find_one(beating)) is not None
+
     async def claim_session(self, uid: str, gateway_id: str, stale_before: datetime) -> Session:
         async def work() -> Document:
             sessions = self._collection("sessions")
@@ -213,6 +225,11 @@ class MongoSessions(Reach):
             return await self._collection("sessions").find(query).sort(_NEWEST).to_list(None)
 
         return [load_session(document) for document in await self._reach(work)]
+
+    async def list_unheld_temporary(self) -> list[Session]:
+        query = {"live": True, "persistent": False, "holder": None}
+        documents = await self._reach(lambda: self._collection("sessions").find(query).to_list(None))
+        return [load_session(document) for document in documents]
 
     async def _change(
         self,

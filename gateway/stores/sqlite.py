@@ -27,7 +27,7 @@ from gateway.models.executions import Execution
 from gateway.models.idempotency import KeptAnswer
 from gateway.models.pages import Page, PageRequest, Position, SessionFilter, decode, digest
 from gateway.models.sessions import Move, Session
-from gateway.stores.base import NO_CHANGES, SessionChanges, StateChanged, StoreClosed, check_moves
+from gateway.stores.base import NO_CHANGES, HolderChanged, SessionChanges, StateChanged, StoreClosed, check_moves
 from gateway.stores.packing import (
     Filling,
     load_execution,
@@ -112,9 +112,13 @@ class SqliteStore:
 
         return await self._scan(scan)
 
-    async def update_session(self, uid: str, changes: SessionChanges, at: datetime) -> Session:
+    async def update_session(
+        self, uid: str, changes: SessionChanges, at: datetime, holder: str | None = None
+    ) -> Session:
         def work(connection: sqlite3.Connection) -> Session:
             session = live_session(connection, uid)
+            if holder is not None and holder != session.holder:
+                raise HolderChanged(session.id, holder)
             return replace_session(connection, session, changes.apply(session), updated_at=at)
 
         return await self._write(work)
@@ -202,6 +206,10 @@ class SqliteStore:
             )
         )
 
+    async def is_alive(self, gateway_id: str, stale_before: datetime) -> bool:
+        beat = self._point("SELECT 1 FROM gateways WHERE id = ? AND at >= ?", gateway_id, iso(stale_before))
+        return beat is not None
+
     async def claim_session(self, uid: str, gateway_id: str, stale_before: datetime) -> Session:
         def work(connection: sqlite3.Connection) -> Session:
             session = live_session(connection, uid)
@@ -235,6 +243,16 @@ class SqliteStore:
                 "SELECT document FROM sessions WHERE holder IS NOT NULL AND live = 1 AND (holder = ?"
                 " OR holder NOT IN (SELECT id FROM gateways WHERE at >= ?)) ORDER BY created_at DESC, uid DESC",
                 (gateway_id, iso(stale_before)),
+            )
+            return [Session.model_validate_json(row[0]) for row in rows]
+
+        return await self._scan(scan)
+
+    async def list_unheld_temporary(self) -> list[Session]:
+        def scan(connection: sqlite3.Connection) -> list[Session]:
+            rows = connection.execute(
+                "SELECT document FROM sessions"
+                " WHERE live = 1 AND holder IS NULL AND NOT json_extract(document, '$.persistent')"
             )
             return [Session.model_validate_json(row[0]) for row in rows]
 
@@ -310,8 +328,13 @@ class SqliteStore:
         body = await pack_aside(answer.body)
         await self._write(lambda connection: _keep(connection, answer, body))
 
-    async def drop_answer(self, key: str) -> None:
-        await self._write(lambda connection: connection.execute("DELETE FROM answers WHERE key = ?", (key,)))
+    async def drop_answer(self, reservation: KeptAnswer) -> None:
+        await self._write(
+            lambda connection: connection.execute(
+                "DELETE FROM answers WHERE key = ? AND created_at = ? AND status IS NULL",
+                (reservation.key, iso(reservation.created_at)),
+            )
+        )
 
     # Audit
 

@@ -1,6 +1,7 @@
 """What every store promises: one file of tests for SQLite, and for MongoDB through both of its drivers."""
 
 import asyncio
+import gc
 import json
 import random
 import resource
@@ -44,6 +45,17 @@ from gateway.stores.sqlite_queries import SessionQuery
 from gateway.stores.sqlite_schema import NewerFile
 from tests.mongod import Mongod, mongod, own_mongod  # noqa: F401 - fixtures
 
+# The drivers leave the sockets to a server that was killed to the garbage collector.
+pytestmark = pytest.mark.filterwarnings(
+    r"ignore:Exception ignored in. <socket\.socket:pytest.PytestUnraisableExceptionWarning"
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_socket_left_for_later_tests() -> Iterator[None]:
+    yield
+    gc.collect()
+
 Driver = Literal["motor", "pymongo"]
 
 T0 = datetime(2026, 1, 20, 10, 0, 0, 123456, UTC)
@@ -58,7 +70,7 @@ ODD: dict[str, Any] = {
     "unicode \u2028 ключ": "\U0001f600",
     "order": {"b": 1, "a": 2},
 }
-DRIVERS: list[Driver] = ["motor", "pymongo"]
+DRIVERS = [pytest.param(driver, marks=pytest.mark.external_service) for driver in ("motor", "pymongo")]
 
 
 @pytest.fixture(params=["sqlite", *DRIVERS])

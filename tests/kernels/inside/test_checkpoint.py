@@ -83,9 +83,7 @@ def need(library: str, libraries: frozenset[str]) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_a_session_comes_back_or_says_what_did_not(
-    case: Case, sessions: Sessions, libraries: frozenset[str]
-) -> None:
+def test_a_session_comes_back_or_says_what_did_not(case: Case, sessions: Sessions, libraries: frozenset[str]) -> None:
     need(case.needs, libraries)
 
     saved = sessions.save(case.setup)
@@ -127,7 +125,9 @@ def test_a_package_that_is_missing_costs_only_what_is_made_with_it(sessions: Ses
     sessions.save(f"{use}\nr = rare.Rare(); x = [1]; both = [r, x]; f = rare.f; y = x")
     (sessions.workspace / "lib" / "rare.py").unlink()
 
-    restored = sessions.restore("assert y is x and both[1] is x\ntry: both[0].a\nexcept RuntimeError: pass\nelse: assert 0")
+    restored = sessions.restore(
+        "assert y is x and both[1] is x\ntry: both[0].a\nexcept RuntimeError: pass\nelse: assert 0"
+    )
 
     lost = {it["name"] for it in restored["failed"] if not it["part"]}
     assert {"r", "f", "rare"} <= lost
@@ -153,7 +153,9 @@ def test_the_session_goes_on_unchanged_after_a_dump(sessions: Sessions) -> None:
 def test_only_the_chosen_variables(sessions: Sessions) -> None:
     sessions.save("a = 1; b = 2; c = 3")
 
-    restored = sessions.restore("assert a == 1 and b == 'mine' and 'c' not in globals()", names=["a"], first="b = 'mine'")
+    restored = sessions.restore(
+        "assert a == 1 and b == 'mine' and 'c' not in globals()", names=["a"], first="b = 'mine'"
+    )
 
     assert [it["name"] for it in restored["variables"]] == ["a"]
 
@@ -163,7 +165,9 @@ def test_a_second_generation(sessions: Sessions) -> None:
     again = "import sys\ncp = sys.modules['session_gateway_inside.checkpoint']\n"
     folder = str(sessions.folder) + "-2"
 
-    sessions.restore(f"f(); {again}report = cp.dump(get_ipython(), {folder!r}); assert report['unsaved'][0]['name'] == 'a'")
+    sessions.restore(
+        f"f(); {again}report = cp.dump(get_ipython(), {folder!r}); assert report['unsaved'][0]['name'] == 'a'"
+    )
 
     sessions.folder = Path(folder)
     sessions.restore("f(); assert n == 3 and type(a) is A")
@@ -171,7 +175,13 @@ def test_a_second_generation(sessions: Sessions) -> None:
 
 @pytest.mark.parametrize(
     "damage",
-    ["state.json is missing", "segments.bin is short", "buffers.bin is short", "a bit has flipped", "state.json is short"],
+    [
+        "state.json is missing",
+        "segments.bin is short",
+        "buffers.bin is short",
+        "a bit has flipped",
+        "state.json is short",
+    ],
 )
 def test_a_damaged_checkpoint_is_refused_and_changes_nothing(sessions: Sessions, damage: str) -> None:
     sessions.save("x = 1; y = bytearray(100_000); z = [x, 'some text']")
@@ -182,7 +192,7 @@ def test_a_damaged_checkpoint_is_refused_and_changes_nothing(sessions: Sessions,
         data[len(data) // 2] ^= 1
     if damage == "buffers.bin is short":
         data += b"x"  # the buffers may be empty, so it is made too long
-    path.write_bytes(data if data and "flipped" in damage or "buffers" in damage else data[:-5])
+    path.write_bytes(data if "bit" in damage or "buffers" in damage else data[:-5])
     if "missing" in damage:
         path.unlink()
 
@@ -281,7 +291,9 @@ IN_KERNEL = "__import__('sys').modules['session_gateway_inside.checkpoint']"
 
 async def test_real_kernels_hand_on_a_session(start_kernel: Any, tmp_path: Path) -> None:
     first = await start_kernel()
-    await first.run("import sys\ncounter = 1\ndef bump():\n    global counter\n    counter += 1\nclass A: pass\na = A()")
+    await first.run(
+        "import sys\ncounter = 1\ndef bump():\n    global counter\n    counter += 1\nclass A: pass\na = A()"
+    )
     await first.run("out = sys.stdout; ip = get_ipython(); [a]")
     report = await first.run(f"print({IN_KERNEL}.dump(get_ipython(), {str(tmp_path / 'c')!r}))")
 
