@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import socket
+import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ from tornado.web import Application
 from gateway.background.reaper import Reaper
 from gateway.background.supervisor import Supervisor
 from gateway.config import Settings
+from gateway.errors import GatewayError
 from gateway.handlers.base import NoSuchRoute, Services
 from gateway.handlers.openapi import document
 from gateway.handlers.routes import ROUTES
@@ -84,6 +86,7 @@ class Gateway:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(2):
                 await self._server.close_all_connections()
+        await services.recorder.audit_flushed()
 
 
 class Tasks:
@@ -134,7 +137,30 @@ def make_store(settings: Settings) -> Store:
         from gateway.stores.mongo import MongoStore  # motor is slow to import
 
         return MongoStore(uri, driver=settings.mongo_driver)
-    raise CannotStart(f"--store: {uri!r} must start with sqlite:/// or mongodb://")
+    raise CannotStart("--store: it must start with sqlite:///, mongodb:// or mongodb+srv://")  # it may hold a password
+
+
+@asynccontextmanager
+async def _opened(store: Store, settings: Settings) -> AsyncIterator[None]:
+    """The store, opened until the block is left. Raises `CannotStart`, in which no password is told."""
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            await stack.enter_async_context(store.opened())
+        except GatewayError as error:
+            raise CannotStart(f"--store: {error.sentence}") from None
+        except _opening_errors(settings) as error:
+            if isinstance(error, OSError | sqlite3.Error):
+                raise CannotStart(f"--store: {settings.store_uri} can't be opened: {error}") from None
+            raise CannotStart(f"--store: that MongoDB address can't be used ({type(error).__name__}).") from None
+        yield
+
+
+def _opening_errors(settings: Settings) -> tuple[type[Exception], ...]:
+    if settings.store_uri.startswith("sqlite:"):
+        return OSError, sqlite3.Error
+    from pymongo.errors import PyMongoError
+
+    return PyMongoError, ValueError
 
 
 @contextlib.contextmanager
@@ -172,14 +198,14 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
         context = zmq.asyncio.Context()
         context.set(zmq.MAX_SOCKETS, _MOST_SOCKETS)
         try:
-            async with store.opened(), engine.opened(), tasks() as background:
+            async with _opened(store, settings), engine.opened(), tasks() as background:
                 orphans = await engine.end_orphans()
                 if orphans:
                     log.warning("%d kernels of an earlier gateway were ended", orphans)
                 url = _url(settings, sockets)
                 services = _services(settings, store, engine, metrics, context, background, url)
                 supervisor = Supervisor(settings, store, services.live, services.recorder)
-                reaper = Reaper(settings, services.live, services.sessions)
+                reaper = Reaper(settings, store, services.live, services.sessions, background.spawn)
                 await supervisor.beat()
                 server = Server(
                     _application(services), xheaders=False, max_buffer_size=64 * 2**20, max_header_size=2**18
@@ -187,6 +213,7 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
                 server.add_sockets(sockets)
                 background.spawn(every(settings.heartbeat_interval_s, supervisor.beat))
                 background.spawn(every(settings.reaper_interval_s, reaper.sweep))
+                background.spawn(every(30 * settings.reaper_interval_s, reaper.sweep_unheld))
                 gateway = Gateway(services, engine, server, url)
                 try:
                     yield gateway
@@ -200,7 +227,7 @@ def _services(
     settings: Settings, store: Store, engine: LocalEngine, metrics: Metrics, context: zmq.asyncio.Context,
     background: Tasks, url: str,
 ) -> Services:  # fmt: skip
-    recorder = Recorder(store, background.spawn, metrics)
+    recorder = Recorder(store, background.spawn, metrics, settings.holder_timeout_s)
     live = Live(
         Tools(
             settings=settings, store=store, engine=engine, context=context, recorder=recorder, spawn=background.spawn,
@@ -215,7 +242,7 @@ def _services(
         sessions=sessions,
         executions=ExecutionService(settings, store, live, sessions, recorder, background.spawn, metrics),
         introspection=IntrospectionService(settings, sessions),
-        idempotency=IdempotencyService(store, settings.gateway_id),
+        idempotency=IdempotencyService(settings, recorder),
         recorder=recorder,
         metrics=metrics,
     )

@@ -32,6 +32,9 @@ class Metrics:
         self.store_up = Gauge("gateway_store_up", "Whether the store answers", registry=registry)
         self.store_up.set(1)
         self.store_backlog = Gauge("gateway_store_backlog", "Writes that wait for the store", registry=registry)
+        self.audit_dropped = Counter(
+            "gateway_audit_lines_dropped", "Audit lines lost because too many waited", registry=registry
+        )
 
     def text(self) -> bytes:
         return generate_latest(self._registry)

@@ -19,6 +19,7 @@ Channel = Literal["shell", "control", "stdin"]
 Listener = Callable[[Message], None]
 
 _BREATH = 64  # messages that are handled before other tasks get their turn
+_RECEIVED_AHEAD = 1000  # messages, as in any Jupyter client: more wait in our own kernel, and others drop them
 
 
 class Request:
@@ -78,9 +79,9 @@ class Channels:
         socket = context.socket(kind)
         socket.linger = 0
         socket.reconnect_ivl, socket.reconnect_ivl_max = 5, 1000  # ms: a starting kernel binds any moment now
-        # A full queue would make the kernel drop what it publishes. What it may publish is bounded by the run's limit.
         socket.set_hwm(0)
         if kind == zmq.SUB:
+            socket.rcvhwm = _RECEIVED_AHEAD
             socket.subscribe(b"")
         else:
             socket.identity = self.wire.identity  # shell and stdin must share it, or input requests go astray
@@ -110,9 +111,7 @@ class Channels:
         """Send a request. Its `done` raises `KernelGone` if the kernel ends first."""
         if self._broken:
             raise self._broken
-        msg_id, frames = self.wire.request(
-            msg_type, content, metadata=metadata, subshell_id=subshell_id, msg_id=msg_id
-        )
+        msg_id, frames = self.wire.request(msg_type, content, metadata=metadata, subshell_id=subshell_id, msg_id=msg_id)
         request = self._requests[msg_id] = Request(msg_id, on_iopub, on_input, wants_idle)
         request.done.add_done_callback(lambda _: self._requests.pop(msg_id, None))
         socket: zmq.asyncio.Socket = getattr(self, channel)

@@ -87,6 +87,10 @@ class KernelProcess(Protocol):
         """End what the kernel started after unix time `since`; returns how many processes that were."""
         ...
 
+    async def printed(self, limit_bytes: int) -> str:
+        """The end of what it has printed outside of cells since its start."""
+        ...
+
     async def usage(self) -> ProcessUsage: ...
 
 
@@ -95,17 +99,21 @@ FileType = Literal["file", "directory", "link", "other"]
 
 @dataclass(frozen=True, slots=True)
 class FileInfo:
-    """`path` is relative to the workspace, with `/` between its parts; `mode` are the permission bits."""
+    """`path` is relative to the workspace, with `/` between its parts; `mode` are the permission bits.
+
+    `version` differs whenever the file was written anew, in place or as another file.
+    """
 
     path: str
     size: int
     modified_at: datetime
     type: FileType
     mode: int
+    version: str
 
     @property
     def etag(self) -> str:
-        return f'"{self.modified_at.timestamp():.6f}-{self.size}"'
+        return f'"{self.version}"'
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +187,7 @@ class Engine(Protocol):
         ...
 
     async def remove(self, place: str) -> None:
-        """Remove a place for good: workspace, overlay, logs."""
+        """Remove a place for good: workspace, overlay, logs. Raises `OSError`, `WorkspaceError` if something stays."""
         ...
 
     async def log(self, place: str, name: Literal["kernel", "setup"], limit_bytes: int) -> str:
@@ -187,7 +195,7 @@ class Engine(Protocol):
         ...
 
     async def run_setup(self, launch: Launch, steps: "list[SetupStep]") -> Exit:
-        """Run steps one after another in the place's own environment, printing into its setup log; stops at a failure."""
+        """Run steps one after another in the place's own environment, printing into its setup log, until one fails."""
         ...
 
     async def end_orphans(self) -> int:

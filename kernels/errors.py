@@ -13,7 +13,11 @@ class NoSuchKernelspec(KernelsError):
 
 
 class StartFailed(KernelsError):
-    """A kernel did not come up; the sentence says why."""
+    """A kernel did not come up; the sentence says why. Its text ends with what the kernel printed, not for logs."""
+
+    def __init__(self, sentence: str, printed: str = "") -> None:
+        super().__init__(f"{sentence}\n{printed}".strip())
+        self.sentence = sentence
 
 
 class KernelGone(KernelsError):

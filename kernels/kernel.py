@@ -269,8 +269,7 @@ async def running(
             try:
                 await kernel.attach(start_timeout_s)
             except StartFailed as error:
-                last_words = (await engine.log(launch.place, "kernel", 2000)).strip()
-                raise StartFailed(f"{error}\n{last_words}".strip()) from None
+                raise StartFailed(error.sentence, (await process.printed(2000)).strip()) from None
             yield kernel
         finally:
             await process.kill("It was ended.")

@@ -27,27 +27,36 @@ class Message:
         self._session = session
         self._content: dict[str, Any] | None = None
         self.header: dict[str, Any] = session.unpack(frames[0])
-        parent = session.unpack(frames[1])
-        self.parent_id: str | None = parent.get("msg_id")
+        parent_id = session.unpack(frames[1]).get("msg_id")
+        self.parent_id: str | None = parent_id if isinstance(parent_id, str) else None
         self.metadata: dict[str, Any] = session.unpack(frames[2])
+        if not isinstance(self.header, dict) or not isinstance(self.metadata, dict):
+            raise BadMessage("header or metadata is not an object")
         self.content_bytes = frames[3]
         self.buffers = list(frames[4:])
 
     @property
     def type(self) -> str:
-        kind = self.header["msg_type"]
+        kind = self.header.get("msg_type")
         return kind if isinstance(kind, str) else ""
 
     @property
     def content(self) -> dict[str, Any]:
+        """Empty if it is nothing that can be read."""
         if self._content is None:
-            self._content = self._session.unpack(self.content_bytes)
-            if (
-                b"\\" in self.content_bytes and b"\\ud" in self.content_bytes.lower()
-            ):  # half a surrogate pair can be neither stored nor sent
-                text = json.dumps(self._content, ensure_ascii=False).encode(errors="replace")
-                self._content = json.loads(text)
+            try:
+                content = self._unpacked()
+            except (ValueError, RecursionError):
+                content = None
+            self._content = content if isinstance(content, dict) else {}
         return self._content
+
+    def _unpacked(self) -> Any:
+        content = self._session.unpack(self.content_bytes)
+        if b"\\" in self.content_bytes and b"\\ud" in self.content_bytes.lower():
+            # half a surrogate pair can be neither stored nor sent
+            content = json.loads(json.dumps(content, ensure_ascii=False).encode(errors="replace"))
+        return content
 
 
 class Wire:
@@ -90,5 +99,5 @@ class Wire:
             raise BadMessage("bad signature")
         try:
             return Message(self._session, parts)
-        except (ValueError, KeyError, AttributeError) as error:
+        except (ValueError, AttributeError, RecursionError) as error:
             raise BadMessage(str(error)) from error

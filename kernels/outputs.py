@@ -1,6 +1,7 @@
 """What a kernel publishes while a cell runs, folded into the outputs of nbformat 4. No I/O."""
 
-import json
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +9,9 @@ from kernels.messages import Message
 
 _RESERVE_BYTES = 1_000_000  # for the result and the error of a cell that has filled its limit
 _LONGEST_ERROR = 100_000  # characters of a traceback line, a name or a value
+_EACH_BYTES = 200  # about what an output takes that says nothing
+_DEEPEST = 100  # levels of JSON in a bundle; pydantic, which writes and reads it, gives up below 200
+_STREAMS = ("stdout", "stderr")
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,12 +23,21 @@ class Event:
     size_bytes: int
 
 
+@dataclass(slots=True)
+class _Shown:
+    """A display that may be updated, and what it is charged for."""
+
+    output: dict[str, Any]
+    size_bytes: int
+
+
 class Outputs:
     """The outputs of one run.
 
     Text of one stream in a row is one output; a display id updates what was shown under it;
     `clear_output(wait=True)` clears when the next output comes. What is kept stays within `limit_bytes`:
-    text is cut, anything larger is left out, and `truncated` says so.
+    text is cut, anything larger is left out, and `truncated` says so, also of what is malformed: anything that has the
+    key may publish, user code too.
     """
 
     def __init__(self, limit_bytes: int) -> None:
@@ -32,7 +45,7 @@ class Outputs:
         self._kept: list[dict[str, Any]] = []
         self._kept_bytes = 0
         self._clear_next = False
-        self._displays: dict[str, list[dict[str, Any]]] = {}
+        self._displays: dict[str, list[_Shown]] = {}
         self.truncated = False
 
     def as_nbformat(self) -> list[dict[str, Any]]:
@@ -45,7 +58,7 @@ class Outputs:
         """Fold one IOPub message in; the event to pass on, None when it is of no interest or past the limit."""
         match message.type:
             case "stream":
-                return self._add_stream(str(message.content["name"]), str(message.content["text"]))
+                return self._add_stream(message.content.get("name"), message.content.get("text"))
             case "display_data":
                 return self._add_bundle("display", "display_data", message)
             case "execute_result":
@@ -55,7 +68,7 @@ class Outputs:
             case "clear_output":
                 return self._clear(bool(message.content.get("wait")))
             case "error":
-                return self._add_error(message.content)
+                return self._add_error(message)
         return None
 
     def _room(self, *, reserve: int = 0) -> int:
@@ -72,9 +85,12 @@ class Outputs:
             self._displays.clear()
             self._kept_bytes = 0
 
-    def _add_stream(self, name: str, text: str) -> Event | None:
+    def _add_stream(self, name: Any, text: Any) -> Event | None:
+        if name not in _STREAMS or not isinstance(text, str):
+            self.truncated = True
+            return None
         self._apply_pending_clear()
-        text, size_bytes = self._cut(text)
+        text, size_bytes = self._cut(text, self._room())
         if not text:
             return None
         last = self._kept[-1] if self._kept else None
@@ -85,30 +101,30 @@ class Outputs:
             self._keep({"output_type": "stream", "name": name, "text": [text]}, size_bytes)
         return Event(name, {"text": text}, size_bytes)
 
-    def _cut(self, text: str) -> tuple[str, int]:
+    def _cut(self, text: str, room: int) -> tuple[str, int]:
+        """As much of a text as fits into `room` bytes, and its size."""
         size_bytes = len(text) if text.isascii() else len(text.encode(errors="replace"))
-        room = max(0, self._room())
-        if size_bytes <= room:
+        if size_bytes <= max(0, room):
             return text, size_bytes
         self.truncated = True
-        cut = text.encode(errors="replace")[:room].decode(errors="ignore")
-        return cut, room
+        cut = text.encode(errors="replace")[: max(0, room)].decode(errors="ignore")
+        return cut, max(0, room)
 
     def _add_bundle(self, kind: str, output_type: str, message: Message) -> Event | None:
         self._apply_pending_clear()
-        content = message.content
-        size_bytes = len(message.content_bytes)
-        if not self._fits(size_bytes) or content.get("metadata", {}).get("truncated"):
+        size_bytes = len(message.content_bytes) + _EACH_BYTES
+        if not self._fits(size_bytes):
             self.truncated = True
-            if not self._fits(size_bytes):
-                return None
-        output: dict[str, Any] = {"output_type": output_type, "data": content["data"], "metadata": content["metadata"]}
+            return None
+        data, metadata = self._bundle_of(message.content)
+        event: dict[str, Any] = {"data": data, "metadata": metadata}
         if output_type == "execute_result":
-            output["execution_count"] = content.get("execution_count")
+            count = message.content.get("execution_count")
+            event["execution_count"] = count if isinstance(count, int) else None
+        output: dict[str, Any] = {"output_type": output_type, **event}
         self._keep(output, size_bytes)
-        event: dict[str, Any] = {key: output[key] for key in ("data", "metadata", "execution_count") if key in output}
-        if display_id := content.get("transient", {}).get("display_id"):
-            self._displays.setdefault(display_id, []).append(output)
+        if display_id := _display_id(message.content):
+            self._displays.setdefault(display_id, []).append(_Shown(output, size_bytes))
             event["display_id"] = display_id
         return Event(kind, event, size_bytes)
 
@@ -117,20 +133,29 @@ class Outputs:
             size_bytes <= _RESERVE_BYTES // 10 and self._room(reserve=_RESERVE_BYTES) > 0
         )
 
+    def _bundle_of(self, content: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Data and metadata; a note in their place if nobody could read, store or send them."""
+        data, metadata = content.get("data"), content.get("metadata") or {}
+        if flaw := _flaw_of(data, metadata):
+            self.truncated = True
+            return {"text/plain": f"<an output that can't be kept: {flaw}>"}, {}
+        if metadata.get("truncated"):
+            self.truncated = True
+        return data or {}, metadata
+
     def _update_display(self, message: Message) -> Event | None:
-        content = message.content
-        size_bytes = len(message.content_bytes)
-        display_id = content.get("transient", {}).get("display_id", "")
+        size_bytes = len(message.content_bytes) + _EACH_BYTES
+        display_id = _display_id(message.content)
         shown = self._displays.get(display_id, [])
-        for output in shown:
-            grown = size_bytes - len(json.dumps(output["data"], default=str))
-            if grown > 0 and grown > self._room():
-                self.truncated = True
-                return None
-            self._kept_bytes += grown
-            output["data"], output["metadata"] = content["data"], content["metadata"]
-        data = {"data": content["data"], "metadata": content["metadata"], "display_id": display_id}
-        return Event("update_display", data, size_bytes)
+        grown = sum(size_bytes - one.size_bytes for one in shown)
+        if grown > max(0, self._room()):
+            self.truncated = True
+            return None
+        data, metadata = self._bundle_of(message.content)
+        self._kept_bytes += grown
+        for one in shown:
+            one.output["data"], one.output["metadata"], one.size_bytes = data, metadata, size_bytes
+        return Event("update_display", {"data": data, "metadata": metadata, "display_id": display_id}, size_bytes)
 
     def _clear(self, wait: bool) -> Event:
         self._clear_next = True
@@ -138,18 +163,63 @@ class Outputs:
             self._apply_pending_clear()
         return Event("clear_output", {"wait": wait}, 20)
 
-    def _add_error(self, content: dict[str, Any]) -> Event:
+    def _add_error(self, message: Message) -> Event | None:
         self._apply_pending_clear()
-        error = error_of(content)
-        self._keep({"output_type": "error", **error}, 0)
-        return Event("error", error, sum(len(line) for line in error["traceback"]))
+        room = self._room(reserve=_RESERVE_BYTES)
+        if room < _EACH_BYTES:
+            self.truncated = True
+            return None
+        error = error_of(message.content)
+        size_bytes = _EACH_BYTES
+        for name in ("ename", "evalue"):
+            error[name], taken = self._cut(error[name], room - size_bytes)
+            size_bytes += taken
+        lines = []
+        for line in error["traceback"]:
+            cut, taken = self._cut(line, room - size_bytes)
+            size_bytes += taken
+            lines.append(cut)
+        error["traceback"] = lines
+        self._keep({"output_type": "error", **error}, size_bytes)
+        return Event("error", error, size_bytes)
 
 
 def error_of(content: dict[str, Any]) -> dict[str, Any]:
     """Name, value and traceback of an error message, each line within bounds."""
-    lines = content.get("traceback") or []
+    lines = content.get("traceback")
     return {
-        "ename": str(content.get("ename", ""))[:_LONGEST_ERROR],
-        "evalue": str(content.get("evalue", ""))[:_LONGEST_ERROR],
-        "traceback": [str(line)[:_LONGEST_ERROR] for line in lines[:1000]],
+        "ename": _line(content.get("ename")),
+        "evalue": _line(content.get("evalue")),
+        "traceback": [_line(line) for line in lines[:1000]] if isinstance(lines, list) else [],
     }
+
+
+def _line(text: Any) -> str:
+    return text[:_LONGEST_ERROR] if isinstance(text, str) else ""
+
+
+def _display_id(content: dict[str, Any]) -> str:
+    transient = content.get("transient")
+    display_id = transient.get("display_id") if isinstance(transient, dict) else None
+    return display_id if isinstance(display_id, str) else ""
+
+
+def _flaw_of(data: Any, metadata: Any) -> str | None:
+    """Why a bundle can't be kept, None if it can."""
+    if not isinstance(data, dict):
+        return "its data is not a mime bundle"
+    if not isinstance(metadata, dict):
+        return "its metadata is not an object"
+    level: list[Any] = [data, metadata]
+    for _ in range(_DEEPEST):
+        below = [child for item in level for child in _children(item) if isinstance(child, dict | list | float)]
+        if not all(math.isfinite(child) for child in below if isinstance(child, float)):
+            return "it holds a number that JSON does not have"
+        level = [child for child in below if not isinstance(child, float)]
+        if not level:
+            return None
+    return f"it is nested deeper than {_DEEPEST} levels"
+
+
+def _children(item: Any) -> Iterable[Any]:
+    return item.values() if isinstance(item, dict) else item

@@ -386,7 +386,8 @@ def _file_info(path: str, status: os.stat_result) -> FileInfo:
     except (OverflowError, ValueError, OSError):  # a file can claim to be from any year
         modified_at = datetime(9999 if status.st_mtime > 0 else 1, 12, 31, tzinfo=UTC)
     kind = _TYPES.get(stat.S_IFMT(status.st_mode), "other")
-    return FileInfo(path, status.st_size, modified_at, kind, stat.S_IMODE(status.st_mode))
+    version = f"{status.st_mtime_ns:x}-{status.st_ino:x}-{status.st_size:x}"
+    return FileInfo(path, status.st_size, modified_at, kind, stat.S_IMODE(status.st_mode), version)
 
 
 def _name(place: Place) -> bytes:

@@ -1,6 +1,7 @@
 """Keeps this gateway known to the others on its store, and takes in what a dead one left behind."""
 
 import logging
+import time
 from datetime import timedelta
 
 from gateway.config import Settings
@@ -23,7 +24,11 @@ class Supervisor:
         self._recorder = recorder
 
     async def beat(self) -> None:
-        """Say that we live; settle what dead gateways, or our own last life, have left."""
+        """Say that we live; let go of what another has taken over; settle what dead gateways, or our last life, left.
+
+        The lease is renewed only when nothing is here any more that is not ours.
+        """
+        beat_at, here = time.monotonic(), [live for live in self._live if live.closing is None]
         try:
             await self._store.beat(self._settings.gateway_id, now())
             stale_before = now() - timedelta(seconds=self._settings.holder_timeout_s)
@@ -32,6 +37,11 @@ class Supervisor:
             self._recorder.away(error)
             return
         self._recorder.back()
+        ours = {session.uid for session in abandoned if session.holder == self._settings.gateway_id}
+        for live in here:
+            if live.uid not in ours:
+                live.lose("the store names another holder")
+        self._recorder.renew_lease(beat_at)
         for session in abandoned:
             try:
                 await self._settle(session)
@@ -40,6 +50,8 @@ class Supervisor:
 
     async def _settle(self, session: Session) -> None:
         """Make the document of a session without a kernel true, and end the records of its lost runs."""
+        if self._live.find(session.id) is not None:
+            return  # not even to wait for who claims it: the next beat must be in time
         async with self._live.claiming(session.uid):
             if self._live.find(session.id) is None:
                 await self._settle_claimed(session)

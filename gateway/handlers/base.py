@@ -123,7 +123,7 @@ def _once(post: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]
             await post(self, **path)
             return self.kept
 
-        kept = await self.services.idempotency.once(self.caller, self.request.path, key, self.raw_body, answer)
+        kept = await self.services.idempotency.once(self.caller, self.canonical_path, key, self.raw_body, answer)
         if kept is not None:
             self.set_header("Idempotent-Replayed", "true")
             self.set_header("Content-Type", kept.content_type or "application/json")
@@ -178,6 +178,11 @@ class ApiHandler(RequestHandler):
     @property
     def base_url(self) -> str:
         return f"{self.request.protocol}://{self.request.host}"
+
+    @property
+    def canonical_path(self) -> str:
+        """The path under its one name: `/api/v0` and `/api/v2` are `/api`."""
+        return re.sub(r"^/api/v[02](?=/)", "/api", self.request.path)
 
     # Reading
 
@@ -379,7 +384,8 @@ class ApiHandler(RequestHandler):
     def on_finish(self) -> None:
         status, method = self.get_status(), self.request.method or ""
         metrics = self.services.metrics
-        metrics.requests.labels(method, self._route, str(status)).inc()
+        counted_as = method if method in self.SUPPORTED_METHODS else "other"  # a client can make up any number of them
+        metrics.requests.labels(counted_as, self._route, str(status)).inc()
         metrics.request_seconds.labels(self._route).observe(time.perf_counter() - self._began)
         if method not in ("GET", "HEAD", "OPTIONS") and method in self.operations:
             self.services.recorder.audit(

@@ -17,6 +17,7 @@ from gateway.services.runs import Run
 _KEEP_ALIVE_S = 15.0
 _RETRY_MS = 500
 _NUMBER = re.compile(r"[0-9]{1,18}")
+_NO_LINE = re.compile(r"[\r\n\0]")  # what would end a field of an event, or void it
 
 
 class EventHandler(ApiHandler):
@@ -58,7 +59,7 @@ class EventHandler(ApiHandler):
             body = data.model_dump_json()
         else:
             body = json.dumps(data, ensure_ascii=False, default=str)
-        self.write(f"event: {kind}\nid: {event_id}\ndata: {body}\n\n")
+        self.write(f"event: {_NO_LINE.sub('', kind)}\nid: {_NO_LINE.sub('', event_id)}\ndata: {body}\n\n")
 
     def last_event(self) -> tuple[str, int] | None:
         """Name and number of the event that the client has seen last. Raises `Malformed`."""
@@ -87,7 +88,7 @@ class RunEventHandler(EventHandler):
         """Go on after an event; of a run that ended long ago only `done`, which holds everything."""
         executions = self.services.executions
         run = executions.find_run(execution_id)
-        if run is not None and run.record.session_id == session_id:
+        if run is not None and run.record.session_uid == await self.services.sessions.uid_of(session_id):
             with executions.following(run):
                 return await self.follow_run(run, after)
         record = await executions.get(session_id, execution_id)
@@ -128,7 +129,7 @@ class StreamHandler(RunEventHandler):
             execution_id = begun.execution_id
             return self.keep(execution_id.encode(), 200, "text/plain")
 
-        kept = await self.services.idempotency.once(self.caller, self.request.path, key, self.raw_body, begin)
+        kept = await self.services.idempotency.once(self.caller, self.canonical_path, key, self.raw_body, begin)
         execution_id = execution_id if kept is None else kept.body.decode()
         self.set_header("X-Execution-Id", execution_id)
         return execution_id
@@ -141,7 +142,8 @@ class ExecutionEventsHandler(RunEventHandler):
 
     async def get(self, session_id: str, execution_id: str) -> None:
         last = self.last_event()
-        await self.resume(self.session_id(session_id), execution_id, last[1] if last else 0)
+        after = last[1] if last is not None and last[0] == execution_id else 0
+        await self.resume(self.session_id(session_id), execution_id, after)
 
 
 class SessionEventsHandler(EventHandler):
@@ -155,8 +157,11 @@ class SessionEventsHandler(EventHandler):
 
     async def get(self, session_id: str) -> None:
         live = await self.services.sessions.hold(self.session_id(session_id), self.caller, create=False)
-        last = self.last_event()
+        last, name = self.last_event(), f"{live.uid}:{live.events.epoch}"
         self._begin()
+        if last is not None and last[0] != name:  # it was sent before the session was last taken up
+            self._write_event("missed", {"count": None}, f"{name}:0")
+            last = None
         await self.flush()
-        await self.follow(live.events, last[1] if last else 0, live.uid)
+        await self.follow(live.events, last[1] if last else 0, name)
         await self.finish()

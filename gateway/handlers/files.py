@@ -10,7 +10,7 @@ from gateway.errors import Invalid
 from gateway.handlers.base import ApiHandler, Operation, envelope
 from gateway.models.queries import ArchiveUnpacked, FileDeleted, FileList, FilesQuery, FileView, MoveFile
 from kernels.engine import FileInfo
-from kernels.errors import BadPath
+from kernels.errors import BadPath, FileConflict
 from kernels.paths import parse
 
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
@@ -119,6 +119,8 @@ class FileHandler(UploadHandler):
     async def get(self, session_id: str, path: str) -> None:
         workspace = await self.services.sessions.files(self.session_id(session_id))
         info = await workspace.info(path)
+        if info.type != "file":  # told here for HEAD, which reads nothing
+            raise FileConflict(path, "it is not a regular file")
         self.set_header("ETag", info.etag)
         self.set_header("Last-Modified", info.modified_at)
         self.set_header("Accept-Ranges", "bytes")
@@ -182,7 +184,9 @@ class MoveHandler(ApiHandler):
     async def post(self, session_id: str) -> None:
         request = self.body(MoveFile)
         workspace = await self.services.sessions.files(self.session_id(session_id))
-        self.send(view(await workspace.move(request.source, request.target, overwrite=request.overwrite)))
+        moved = await workspace.move(request.source, request.target, overwrite=request.overwrite)
+        await self.services.sessions.files_changed(session_id)
+        self.send(view(moved))
 
 
 class ArchiveHandler(UploadHandler):

@@ -1,5 +1,6 @@
 """A session: the document that is stored, what may be asked of it, and what is shown of it."""
 
+import json
 import re
 from typing import Annotated, Any, Literal, Self
 
@@ -14,6 +15,7 @@ from pydantic import (
     WithJsonSchema,
 )  # fmt: skip
 
+from gateway.errors import TooLarge
 from gateway.models.base import Answer, JsonMap, Request, Text, Utc
 from gateway.models.labels import LabelChanges, Labels
 from gateway.states import State
@@ -31,6 +33,7 @@ KernelName = Annotated[
 ]
 PositiveSeconds = Annotated[float, Field(gt=0, le=31_536_000)]
 
+_MOST_MAP_BYTES = 1_000_000
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,255}")
 _SIZE = re.compile(r"(\d{1,12})\s*(|[kKMGT]i?)B?")
 _UNITS = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12} | {
@@ -52,14 +55,14 @@ def _whole_size(size: int | str) -> int | str:
 
 def size_bytes(size: int | str) -> int:
     """Bytes of `4Gi`, `512M` or a plain number. Raises `ValueError`."""
-    if isinstance(size, int):
-        if size <= 0:
-            raise ValueError("must be more than nothing")
-        return size
-    match = _SIZE.fullmatch(size.strip())
-    if not match or int(match[1]) == 0:
-        raise ValueError("must be a number of bytes, or one with a unit such as 512M or 4Gi")
-    return int(match[1]) * _UNITS[match[2]]
+    if isinstance(size, str):
+        match = _SIZE.fullmatch(size.strip())
+        if not match:
+            raise ValueError("must be a number of bytes, or one with a unit such as 512M or 4Gi")
+        size = int(match[1]) * _UNITS[match[2]]
+    if not 0 < size < 2**63:
+        raise ValueError("must be more than nothing, and fit into 63 bits")
+    return size
 
 
 Env = Annotated[
@@ -190,6 +193,13 @@ class Session(BaseModel):
     total_size_bytes: int = 0
     holder: str | None = None
     version: int = 0
+
+
+def check_size(session: Session) -> None:
+    """Raises `TooLarge` when its maps have grown past what every store can hold."""
+    for name in ("data", "metadata"):
+        if len(json.dumps(getattr(session, name))) > _MOST_MAP_BYTES:
+            raise TooLarge(f"{name}: would hold more than {_MOST_MAP_BYTES:,} bytes of JSON.", field=name)
 
 
 class JupyterAddress(BaseModel):

@@ -13,7 +13,7 @@ from typing import Any
 from uuid import uuid4
 
 from gateway.config import Settings
-from gateway.errors import Conflict, GatewayError, Invalid, SessionNotFound, Stopping
+from gateway.errors import Conflict, GatewayError, Invalid, SessionNotFound, Stopping, TooLarge
 from gateway.metrics import Metrics
 from gateway.models.base import now
 from gateway.models.executions import (
@@ -203,7 +203,10 @@ class ExecutionService:
         if kernel is None or run.stopped_as is not None:
             return self._finish(live, run, Status.INTERRUPTED, _cancelled())
         data = {"data": run.update_data} if run.update_data else {}
-        live.move(State.BUSY, changes=SessionChanges(merge=data))
+        try:
+            live.move(State.BUSY, changes=SessionChanges(merge=data))
+        except TooLarge as error:
+            return self._refuse(live, run, error)
         record = run.record
         record.status, record.started_at = Status.RUNNING, now()
         record.fresh_start, live.fresh = live.fresh, False

@@ -4,11 +4,14 @@ import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from functools import partial
+from uuid import uuid4
 
+from gateway.config import Settings
 from gateway.errors import Conflict, Invalid
 from gateway.models.base import now
 from gateway.models.idempotency import KeptAnswer
-from gateway.stores.base import Store
+from gateway.services.recorder import Recorder
 
 _KEPT_FOR = timedelta(hours=24)
 _LONGEST_KEY = 255
@@ -21,12 +24,21 @@ class KeyReused(Invalid):
 class InProgress(Conflict):
     code = "idempotency_in_progress"
 
+    def __init__(self) -> None:
+        super().__init__("The first request under this Idempotency-Key is still under way.", retry_after_s=1)
+
 
 class IdempotencyService:
-    def __init__(self, store: Store, gateway_id: str) -> None:
-        self._store = store
-        self._gateway_id = gateway_id
+    """A reservation names the process that made it: one of a process that is gone is worth nothing."""
+
+    def __init__(self, settings: Settings, recorder: Recorder) -> None:
+        self._store = recorder.store
+        self._recorder = recorder
+        self._gateway_id = settings.gateway_id
+        self._holder_timeout = timedelta(seconds=settings.holder_timeout_s)
+        self._process = f"{uuid4().hex} {settings.gateway_id}".encode()
         self._under_way: dict[str, asyncio.Event] = {}
+        self._unkept: dict[str, KeptAnswer] = {}  # ended, and not yet so in the store; without a status: to be dropped
 
     async def once(
         self, caller: str, path: str, key: str, body: bytes, answer: Callable[[], Awaitable[KeptAnswer | None]]
@@ -47,10 +59,9 @@ class IdempotencyService:
                 await under_way.wait()
             done = self._under_way[full_key] = asyncio.Event()
             try:
-                reservation = KeptAnswer(
-                    key=full_key, request_digest=digest, created_at=now(), body=self._gateway_id.encode()
-                )
-                kept = await self._store.reserve_answer(reservation, now() - _KEPT_FOR)
+                reservation = KeptAnswer(key=full_key, request_digest=digest, created_at=now(), body=self._process)
+                kept = self._unkept.get(full_key)
+                kept = kept or await self._store.reserve_answer(reservation, now() - _KEPT_FOR)
                 if kept is None:
                     await self._first(reservation, answer)
                     return None
@@ -58,24 +69,38 @@ class IdempotencyService:
                     raise KeyReused("Idempotency-Key: was used with another body before.", field="Idempotency-Key")
                 if kept.status is not None:
                     return kept
-                if kept.body != self._gateway_id.encode():
-                    raise InProgress(
-                        "The first request under this Idempotency-Key is still under way.", retry_after_s=1
-                    )
-                await self._store.drop_answer(full_key)  # left behind by a crash of ours
+                if full_key in self._unkept or await self._is_made(kept):
+                    raise InProgress
+                await self._store.drop_answer(kept)
             finally:
                 del self._under_way[full_key]
                 done.set()
+
+    async def _is_made(self, reservation: KeptAnswer) -> bool:
+        """Whether somebody may still be at the answer; nobody is here, or we would wait for it."""
+        gateway_id = reservation.body.partition(b" ")[2].decode()
+        if gateway_id == self._gateway_id:
+            return False
+        return await self._store.is_alive(gateway_id, now() - self._holder_timeout)
 
     async def _first(self, reservation: KeptAnswer, answer: Callable[[], Awaitable[KeptAnswer | None]]) -> None:
         made: KeptAnswer | None = None
         try:
             made = await answer()
         finally:
-            if made is None:
-                await asyncio.shield(self._store.drop_answer(reservation.key))
+            if made is not None:
+                fields = {"status": made.status, "content_type": made.content_type, "body": made.body}
+                self._settle(reservation.model_copy(update=fields))
             else:
-                kept = reservation.model_copy(
-                    update={"status": made.status, "content_type": made.content_type, "body": made.body}
-                )
-                await asyncio.shield(self._store.keep_answer(kept))
+                self._settle(reservation)
+
+    def _settle(self, ended: KeptAnswer) -> None:
+        self._unkept[ended.key] = ended
+        self._recorder.spawn(self._write(ended))
+
+    async def _write(self, ended: KeptAnswer) -> None:
+        store = self._store
+        try:
+            await self._recorder.write(partial(store.drop_answer if ended.status is None else store.keep_answer, ended))
+        finally:
+            del self._unkept[ended.key]

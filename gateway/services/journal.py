@@ -1,6 +1,7 @@
 """Numbered events, kept in a bounded ring: many may follow, and a slow one holds nobody up."""
 
 import asyncio
+import secrets
 from collections import deque
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
@@ -19,11 +20,13 @@ class Journal:
     """Holds the last `limit_bytes` of events; who comes too late for some is told how many they missed."""
 
     def __init__(self, limit_bytes: int) -> None:
+        self.epoch = secrets.token_hex(4)  # tells its numbers from those of a journal that was there before
         self._limit_bytes = limit_bytes
         self._entries: deque[Entry] = deque()
         self.size_bytes = 0
         self._last = 0
         self._closed = False
+        self.followers = 0
         self._news: asyncio.Event = asyncio.Event()
 
     def add(self, kind: str, data: Any, size_bytes: int = 100) -> None:
@@ -44,7 +47,14 @@ class Journal:
 
     async def follow(self, after: int = 0) -> AsyncGenerator[Entry, None]:
         """Every event after number `after`, until the journal is closed."""
-        after = min(after, self._last)
+        self.followers += 1
+        try:
+            async for entry in self._follow(min(after, self._last)):
+                yield entry
+        finally:
+            self.followers -= 1
+
+    async def _follow(self, after: int) -> AsyncGenerator[Entry, None]:
         while True:
             news = self._news
             missed = self._entries[0].number - after - 1 if self._entries else 0

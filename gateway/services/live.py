@@ -23,7 +23,7 @@ from gateway.config import Settings
 from gateway.errors import Conflict, Exhausted, GatewayError, NoRoom, SessionNotFound, Stopping
 from gateway.metrics import Metrics
 from gateway.models.base import now
-from gateway.models.sessions import Move, Session, size_bytes
+from gateway.models.sessions import Move, Session, check_size, size_bytes
 from gateway.services.journal import Journal
 from gateway.services.recorder import Recorder, Spawn
 from gateway.services.runs import Run
@@ -38,6 +38,7 @@ from kernels.outputs import Outputs
 log = logging.getLogger(__name__)
 
 _EVENTS_BYTES = 4 * 2**20
+_LEASE_LOOK_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,30 +104,40 @@ class LiveSession:
     # State
 
     def move(self, after: State, reason: str | None = None, changes: SessionChanges = NO_CHANGES) -> None:
-        """Move the document, tell who listens, and have the store follow. Raises `IllegalMove`."""
+        """Move the document, tell who listens, and have the store follow. Raises `IllegalMove`, `TooLarge`."""
         move = Move(before=self.session.state, after=after, reason=reason, at=now())
         check_move(self.session.state, after)
-        self.session = changes.apply(self.session).model_copy(
+        self.session = self._changed(changes).model_copy(
             update={"state": after, "state_reason": reason, "updated_at": move.at}
         )
         self.events.add("state", move)
         self.outbox.move(move, changes)
 
     def change(self, changes: SessionChanges) -> None:
-        """Change the document here now, and in the store behind."""
+        """Change the document here now, and in the store behind. Raises `TooLarge`."""
         at = now()
-        self.session = changes.apply(self.session).model_copy(update={"updated_at": at})
+        self.session = self._changed(changes).model_copy(update={"updated_at": at})
         self.outbox.change(changes, at)
+
+    def _changed(self, changes: SessionChanges) -> Session:
+        changed = changes.apply(self.session)
+        if not {"data", "metadata"}.isdisjoint([*changes.replace, *changes.merge]):
+            check_size(changed)
+        return changed
 
     def settle(self, reason: str | None = None) -> None:
         """Make the state true for a session whose kernel is not running."""
         if move := settlement(self.session.state):
             self.move(move.after, reason or move.reason)
 
-    def _lost(self, error: GatewayError) -> None:
+    def lose(self, why: str) -> None:
+        """Let go of a session that is no longer ours; nothing begins in it from now on."""
         if self.closing is None:
-            log.warning("Session %r is no longer held here: %s", self.session.id, error.sentence)
-            self._tools.spawn(self.close("The session was taken over or deleted elsewhere."))
+            log.warning("Session %r is no longer held here: %s", self.session.id, why)
+            self.let_go("The session was taken over or deleted elsewhere.")
+
+    def _lost(self, error: GatewayError) -> None:
+        self.lose(error.sentence)
 
     # Kernel
 
@@ -138,6 +149,9 @@ class LiveSession:
         while True:
             if self.closing is not None:
                 raise SessionNotFound(self.session.id)
+            if self._tools.recorder.lease_is_stale:  # the next beat tells whether the session is still ours
+                await asyncio.sleep(_LEASE_LOOK_S)
+                continue
             self.touch()
             if self._started is None:
                 self._begin()
@@ -272,12 +286,16 @@ class LiveSession:
 
     async def close(self, reason: str) -> None:
         """Let go of the session: no more runs, no kernel, nothing left to write. Goes on if the caller leaves."""
+        await asyncio.shield(self.let_go(reason))
+
+    def let_go(self, reason: str) -> asyncio.Future[None]:
+        """Begin to close: nothing begins here from now on."""
         if self._closed is None:
             self.closing = reason
             self._closed = asyncio.get_running_loop().create_future()
             self._closed.add_done_callback(lambda future: future.cancelled() or future.exception())
             self._tools.spawn(self._close(reason, self._closed))
-        await asyncio.shield(self._closed)
+        return self._closed
 
     async def _close(self, reason: str, closed: asyncio.Future[None]) -> None:
         try:

@@ -7,6 +7,7 @@ new work is refused instead, until what is waiting has been written.
 import asyncio
 import contextlib
 import logging
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
-from gateway.errors import Conflict, GatewayError, NotFound, StoreAway
+from gateway.errors import Conflict, GatewayError, NotFound, StoreAway, Unavailable
 from gateway.metrics import Metrics
 from gateway.models.audit import AuditLine
 from gateway.models.executions import Execution
@@ -30,27 +31,53 @@ _FIRST_RETRY_S = 0.1
 _LONGEST_RETRY_S = 2.0
 _TOGETHER_S = 0.01
 _AUDIT_TOGETHER_S = 0.2
+_AUDIT_BATCH = 1000
 _MOST_AUDIT_LINES = 100_000
 
 
-class Recorder:
-    """Makes outboxes, and knows whether the store is there."""
+class LeaseStale(Unavailable):
+    code = "lease_stale"
 
-    def __init__(self, store: Store, spawn: Spawn, metrics: Metrics) -> None:
+    def __init__(self) -> None:
+        super().__init__("This gateway was out of touch; it looks which sessions are still its own.", retry_after_s=2)
+
+
+class Recorder:
+    """Makes outboxes, and knows whether the store is there and the sessions are still ours.
+
+    The other gateways take our sessions over when they hear nothing of us for `holder_timeout_s`; the lease ends
+    before that, also for a process that was stopped meanwhile and does not know.
+    """
+
+    def __init__(self, store: Store, spawn: Spawn, metrics: Metrics, holder_timeout_s: float) -> None:
         self.store = store
         self.spawn = spawn
         self.metrics = metrics
-        self._audit: deque[AuditLine] = deque(maxlen=_MOST_AUDIT_LINES)
-        self._auditing = False
+        self._audit: deque[AuditLine] = deque()
+        self._audit_hurry = asyncio.Event()
+        self._audited = asyncio.Event()
+        self._audited.set()
         self._away: StoreAway | None = None
+        self._lease_s = 0.9 * holder_timeout_s
+        self._leased_until = float("-inf")
 
     def outbox(self, uid: str, holder: str, lost: Callable[[GatewayError], None]) -> "Outbox":
         return Outbox(self, uid, holder, lost)
 
     def check(self) -> None:
-        """Raises `StoreAway` while the store is known to be away."""
+        """Raises `StoreAway` while the store is known to be away, `LeaseStale` while sessions may be another's."""
         if self._away is not None:
             raise StoreAway("it went away")
+        if self.lease_is_stale:
+            raise LeaseStale
+
+    @property
+    def lease_is_stale(self) -> bool:
+        return time.monotonic() > self._leased_until
+
+    def renew_lease(self, beat_at: float) -> None:
+        """A beat that began at `beat_at` (monotonic) was heard, and no session is here that is not ours."""
+        self._leased_until = beat_at + self._lease_s
 
     def away(self, error: StoreAway) -> None:
         if self._away is None:
@@ -65,21 +92,38 @@ class Recorder:
         self.metrics.store_up.set(1)
 
     def audit(self, line: AuditLine) -> None:
+        """Keep a line; when too many wait for the store it is dropped, and counted."""
+        if len(self._audit) >= _MOST_AUDIT_LINES:
+            self.metrics.audit_dropped.inc()
+            return
         self._audit.append(line)
-        if not self._auditing:
-            self._auditing = True
+        self._begin_audit()
+
+    def _begin_audit(self) -> None:
+        if self._audit and self._audited.is_set():
+            self._audited.clear()
             self.spawn(self._write_audit())
+
+    async def audit_flushed(self, timeout_s: float = 5.0) -> None:
+        """Have all lines written, as far as the store takes them within that time; later ones are written at once."""
+        self._audit_hurry.set()
+        self._begin_audit()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._audited.wait()
 
     async def _write_audit(self) -> None:
         try:
             while self._audit:
-                await asyncio.sleep(_AUDIT_TOGETHER_S)
-                lines = list(self._audit)[:1000]
-                await self.write(lambda lines=lines: self.store.append_audit(lines))  # type: ignore[misc]
-                for _ in lines:
-                    self._audit.popleft()
+                await _unless(self._audit_hurry, _AUDIT_TOGETHER_S)
+                lines = [self._audit.popleft() for _ in range(min(len(self._audit), _AUDIT_BATCH))]
+                try:
+                    await self.write(partial(self.store.append_audit, lines))
+                except BaseException:
+                    self._audit.extendleft(reversed(lines))
+                    raise
         finally:
-            self._auditing = False
+            self._audited.set()
 
     async def write(self, write: Write) -> None:
         """Write, again and again while the store is away. Raises what else goes wrong."""
@@ -105,6 +149,11 @@ class _Waiting:
     moves: list[Move] = field(default_factory=list)
     changes: SessionChanges = NO_CHANGES
     changed_at: datetime | None = None
+    hurry: asyncio.Event = field(default_factory=asyncio.Event)
+    written: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __bool__(self) -> bool:
+        return bool(self.executions) or self.changed_at is not None
 
 
 class Outbox:
@@ -119,9 +168,9 @@ class Outbox:
         self._holder = holder
         self._lost = lost
         self._waiting = _Waiting()
-        self._written = asyncio.Event()
-        self._written.set()
-        self._hurry = asyncio.Event()
+        self._writing: _Waiting | None = None
+        self._draining = False
+        self.refused: GatewayError | None = None  # what the store said when the session was no longer ours
 
     def execution(self, record: Execution) -> None:
         """Keep a record, which must not be changed any more."""
@@ -138,34 +187,40 @@ class Outbox:
         self._begin()
 
     async def flushed(self, timeout_s: float = 5.0) -> None:
-        """Wait until all is written. Raises `StoreAway` if it is not in time."""
-        self._hurry.set()
+        """Wait until all that was waiting when this was called is written. Raises `StoreAway` if it is not in time."""
+        last = self._waiting or self._writing
+        if last is None:
+            return
+        last.hurry.set()
         try:
             async with asyncio.timeout(timeout_s):
-                await self._written.wait()
+                await last.written.wait()
         except TimeoutError:
             raise StoreAway("it does not take what is to be written") from None
 
     def _begin(self) -> None:
-        if self._written.is_set():
-            self._written.clear()
-            self._hurry.clear()
+        if len(self._waiting.moves) >= MOST_MOVES:
+            self._waiting.hurry.set()
+        if not self._draining:
+            self._draining = True
             self._recorder.metrics.store_backlog.inc()
             self._recorder.spawn(self._drain())
-        elif len(self._waiting.moves) >= MOST_MOVES:
-            self._hurry.set()
 
     async def _drain(self) -> None:
         try:
-            while self._waiting.executions or self._waiting.changed_at is not None:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_TOGETHER_S):
-                        await self._hurry.wait()
-                waiting, self._waiting = self._waiting, _Waiting()
-                await self._write(waiting)
+            while self._waiting:
+                await _unless(self._waiting.hurry, _TOGETHER_S)
+                self._writing, self._waiting = self._waiting, _Waiting()
+                try:
+                    await self._write(self._writing)
+                except Exception:
+                    log.exception("Something about a session could not be written")
+                finally:
+                    self._writing.written.set()
+                    self._writing = None
         finally:
+            self._draining = False
             self._recorder.metrics.store_backlog.dec()
-            self._written.set()
 
     async def _write(self, waiting: _Waiting) -> None:
         store = self._recorder.store
@@ -178,12 +233,20 @@ class Outbox:
         if moves:
             await self._insist(partial(store.move_session, self._uid, *moves, changes=changes, holder=self._holder))
         elif at is not None:
-            await self._insist(partial(store.update_session, self._uid, changes, at))
+            await self._insist(partial(store.update_session, self._uid, changes, at, holder=self._holder))
 
     async def _insist(self, write: Write) -> None:
         try:
             await self._recorder.write(write)
         except (Conflict, NotFound) as error:
+            self.refused = error
             self._lost(error)
         except Exception:
             log.exception("Something about a session could not be written")
+
+
+async def _unless(hurry: asyncio.Event, delay_s: float) -> None:
+    """Wait for more to write together, unless somebody is in a hurry."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(delay_s):
+            await hurry.wait()

@@ -7,11 +7,22 @@ import secrets
 import string
 import time
 from collections.abc import AsyncIterator, Mapping
+from datetime import datetime
 from typing import Any, Literal
 from uuid import uuid4
 
 from gateway.config import Settings
-from gateway.errors import GatewayError, Invalid, NoRoom, NotFound, SessionExists, SessionNotFound, Stopping
+from gateway.errors import (
+    Conflict,
+    GatewayError,
+    Invalid,
+    NoRoom,
+    NotFound,
+    SessionExists,
+    SessionHeld,
+    SessionNotFound,
+    Stopping,
+)  # fmt: skip
 from gateway.models.base import now
 from gateway.models.labels import check_count
 from gateway.models.pages import Page, PageRequest, SessionFilter
@@ -24,13 +35,14 @@ from gateway.models.sessions import (
     Session,
     SessionAgent,
     UpdateSession,
+    check_size,
     size_bytes,
 )  # fmt: skip
 from gateway.services.live import Live, LiveSession
 from gateway.services.recorder import Recorder, Spawn
 from gateway.stores.base import SessionChanges, Store
 from kernels.engine import Engine, Kernelspec, Workspace
-from kernels.errors import KernelsError
+from kernels.errors import KernelsError, StartFailed
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +51,17 @@ _ALSO_CALLED = {
     "py": "python", "python3": "python", "ipython": "python", "sh": "bash", "shell": "bash",
     "node": "javascript", "nodejs": "javascript", "js": "javascript", "ts": "typescript", "golang": "go",
 }  # fmt: skip
+
+
+class FilesStay(GatewayError):
+    code = "files_stay"
+
+    def __init__(self, session: Session) -> None:
+        super().__init__(
+            f"Session {session.id!r} was purged, but some of its files could not be removed.",
+            session_id=session.id,
+            uid=session.uid,
+        )
 
 
 class SessionService:
@@ -56,8 +79,9 @@ class SessionService:
     # Finding
 
     async def get(self, session_id: str) -> Session:
-        """The document, with its files measured now."""
-        return await self._measure(await self._find(session_id))
+        """The document, with its files measured now unless another gateway has them."""
+        session = await self._find(session_id)
+        return await self.count_files(session) if session.holder in (None, self._settings.gateway_id) else session
 
     async def _find(self, session_id: str) -> Session:
         live = self._live.find(session_id)
@@ -150,7 +174,7 @@ class SessionService:
             uid=uuid4().hex,
             id=request.session_id or _new_id(),
             name=request.name or request.session_id or "session",
-            language=request.language or spec.language,
+            language=spec.language,
             kernel=spec.name,
             image_found=image_found,
             state_reason=None if image_found is not False else f"No image {request.image_id!r}; the default is used.",
@@ -178,6 +202,9 @@ class SessionService:
             await live.ready()
         except NoRoom:
             log.info("Session %r is started when there is room", live.session.id)
+        except StartFailed as error:
+            why = error.sentence.partition("\n")[0]  # what the kernel printed is for its user alone
+            log.info("Session %r did not start: %s", live.session.id, why)
         except (GatewayError, KernelsError) as error:
             log.info("Session %r did not start: %s", live.session.id, error)
 
@@ -242,13 +269,21 @@ class SessionService:
         return code
 
     async def _change(self, session_id: str, changes: SessionChanges) -> Session:
-        uid = await self.uid_of(session_id)
-        stored = await self._store.update_session(uid, changes, now())
-        live = self._live.find(session_id)
-        if live is not None:
-            live.session = changes.apply(live.session).model_copy(update={"updated_at": stored.updated_at})
-            return live.session
-        return stored
+        """Change a session that is live here, or else its document. Raises `TooLarge`."""
+        self._recorder.check()
+        session = await self._find(session_id)
+        async with self._live.claiming(session.uid):
+            live = self._live.find(session_id)
+            if live is not None and live.closing is not None:
+                await live.closed()
+            elif live is not None and live.uid == session.uid:
+                live.change(changes)
+                await live.outbox.flushed()
+                if live.outbox.refused is not None:
+                    raise live.outbox.refused
+                return live.session
+            check_size(changes.apply(session))
+            return await self._store.update_session(session.uid, changes, now())
 
     # Starting and stopping
 
@@ -262,10 +297,14 @@ class SessionService:
         await live.ready()
         return live.session
 
-    async def hibernate(self, session_id: str, reason: str = "It was put to sleep.") -> Session:
-        """Raises `Conflict` while it runs code."""
+    async def hibernate(
+        self, session_id: str, reason: str = "It was put to sleep.", *, active_at: float | None = None
+    ) -> Session:
+        """Raises `Conflict` while it runs code, or if it was used since `active_at` when that is given."""
         live = await self._live.get(session_id)
         await self.count_files(live.session)
+        if active_at not in (None, live.active_at):
+            raise Conflict(f"Session {session_id!r} was used just now.", session_id=session_id)
         await live.hibernate(reason)
         return live.session
 
@@ -287,28 +326,33 @@ class SessionService:
             assert at is not None
             await live.close("The session was deleted.")
             if purge:
-                await self._store.purge_session(live.uid)
-                await self._engine.remove(live.uid)
+                await self._purge(live.session, at)
             deleted.set_result(Deleted(id=live.session.id, deleted_at=at))
         except Exception as error:
             deleted.set_exception(error)
 
+    async def _purge(self, session: Session, deleted_at: datetime) -> None:
+        """Raises `BroughtBack` when it was undeleted since, `FilesStay`."""
+        async with self._live.claiming(session.uid):
+            await self._store.purge_session(session.uid, deleted_at)
+            try:
+                await self._engine.remove(session.uid)
+            except (OSError, KernelsError) as error:
+                log.warning("Files of the purged session %r stay under the uid %s: %s", session.id, session.uid, error)
+                raise FilesStay(session) from None
+
     async def delete_many(self, filter_: SessionFilter) -> DeletedMany:
-        """Delete all that match. One that somebody else deletes meanwhile is left out."""
+        """Delete all that match, but for those that somebody else deletes or holds meanwhile."""
         deleted: list[str] = []
+        token: str | None = None
         while True:
-            found = await self.list(filter_, PageRequest(limit=1000))
-            ids = [one.id for one in found.items if one.id not in deleted]
-            if not ids:
-                return DeletedMany(deleted_count=len(deleted), deleted_sessions=deleted)
-            for session_id in ids:
-                try:
-                    await self.delete(session_id)
-                except SessionNotFound:
-                    pass
-                else:
-                    deleted.append(session_id)
-            if len(found.items) < 1000:
+            found = await self.list(filter_, PageRequest(limit=1000, token=token))
+            for one in found.items:
+                with contextlib.suppress(SessionNotFound, SessionHeld):
+                    await self.delete(one.id)
+                    deleted.append(one.id)
+            token = found.next_token
+            if token is None:
                 return DeletedMany(deleted_count=len(deleted), deleted_sessions=deleted)
 
     async def undelete(self, session_id: str) -> Session:

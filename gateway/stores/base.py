@@ -33,6 +33,13 @@ class HolderChanged(Conflict):
         super().__init__(f"Session {session_id!r} is not held by {holder} any more.", session_id=session_id)
 
 
+class BroughtBack(Conflict):
+    code = "brought_back"
+
+    def __init__(self, session_id: str) -> None:
+        super().__init__(f"Session {session_id!r} was undeleted meanwhile.", session_id=session_id)
+
+
 class StoreClosed(StoreAway):
     def __init__(self) -> None:
         super().__init__("it is closed")
@@ -152,8 +159,11 @@ class Store(Protocol):
         """
         ...
 
-    async def purge_session(self, uid: str) -> None:
-        """Remove the document, its moves and executions; remember only that its id was purged."""
+    async def purge_session(self, uid: str, deleted_at: datetime | None = None) -> None:
+        """Remove the document, its moves and executions; remember only that its id was purged.
+
+        Raises `Conflict` (code `brought_back`) if it is not deleted since `deleted_at`, when that is given.
+        """
         ...
 
     # Who holds what: a session runs on one gateway at a time

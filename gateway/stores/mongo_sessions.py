@@ -18,7 +18,15 @@ from gateway.models.base import iso
 from gateway.models.pages import Page, PageRequest, Position, SessionFilter, decode, digest
 from gateway.models.sessions import Move, Session
 from gateway.states import State
-from gateway.stores.base import MOST_MOVES, NO_CHANGES, HolderChanged, SessionChanges, StateChanged, check_moves
+from gateway.stores.base import (
+    MOST_MOVES,
+    NO_CHANGES,
+    BroughtBack,
+    HolderChanged,
+    SessionChanges,
+    StateChanged,
+    check_moves,
+)  # fmt: skip
 from gateway.stores.mongo_reach import Reach, insert_missing
 from gateway.stores.mongo_schema import (
     Document,
@@ -162,11 +170,15 @@ class MongoSessions(Reach):
         with self._attempts.attempt("undelete", session_id, at) as attempt:
             return load_session(await self._reach(work))
 
-    async def purge_session(self, uid: str) -> None:
+    async def purge_session(self, uid: str, deleted_at: datetime | None = None) -> None:
+        condition: Document = {"_id": uid} if deleted_at is None else {"_id": uid, "deleted_at": iso(deleted_at)}
+
         async def work() -> None:
             sessions = self._collection("sessions")
-            document = await sessions.find_one_and_update({"_id": uid}, {"$set": {"live": None, "holder": None}})
+            document = await sessions.find_one_and_update(condition, {"$set": {"live": None, "holder": None}})
             if document is None:
+                if other := await sessions.find_one({"_id": uid}):
+                    raise BroughtBack(other["id"])
                 return
             await self._collection("purged").update_one({"_id": document["id"]}, {"$set": {}}, upsert=True)
             for name in ("moves", "executions", "pieces"):

@@ -5,7 +5,6 @@ What is packed says itself how (zstd opens with a magic number), so old and new 
 
 import asyncio
 import json
-import math
 import sys
 
 from pydantic_core import PydanticSerializationError
@@ -46,13 +45,13 @@ def load_execution(packed: bytes) -> Execution:
 
 
 class Filling:
-    """A page of executions: at most `limit`, fewer by token when their outputs fill memory."""
+    """A page of executions: at most `limit`, fewer when their outputs fill memory: a token leads to the rest."""
 
     def __init__(self, page: PageRequest) -> None:
         self.executions: list[Execution] = []
         self.more = False
         self._limit = page.limit
-        self._room = math.inf if page.page else _MOST_PAGE_BYTES
+        self._room = _MOST_PAGE_BYTES
 
     def add(self, packed: bytes) -> bool:
         """Whether there was room for it."""

@@ -27,7 +27,15 @@ from gateway.models.executions import Execution
 from gateway.models.idempotency import KeptAnswer
 from gateway.models.pages import Page, PageRequest, Position, SessionFilter, decode, digest
 from gateway.models.sessions import Move, Session
-from gateway.stores.base import NO_CHANGES, HolderChanged, SessionChanges, StateChanged, StoreClosed, check_moves
+from gateway.stores.base import (
+    NO_CHANGES,
+    BroughtBack,
+    HolderChanged,
+    SessionChanges,
+    StateChanged,
+    StoreClosed,
+    check_moves,
+)  # fmt: skip
 from gateway.stores.packing import (
     Filling,
     load_execution,
@@ -186,8 +194,11 @@ class SqliteStore:
 
         return await self._write(work)
 
-    async def purge_session(self, uid: str) -> None:
+    async def purge_session(self, uid: str, deleted_at: datetime | None = None) -> None:
         def work(connection: sqlite3.Connection) -> None:
+            found = connection.execute("SELECT id, deleted_at FROM sessions WHERE uid = ?", (uid,)).fetchone()
+            if deleted_at is not None and found is not None and found[1] != iso(deleted_at):
+                raise BroughtBack(found[0])
             connection.execute("INSERT OR IGNORE INTO purged SELECT id FROM sessions WHERE uid = ?", (uid,))
             connection.execute("DELETE FROM sessions WHERE uid = ?", (uid,))
             connection.execute("DELETE FROM session_labels WHERE uid = ?", (uid,))

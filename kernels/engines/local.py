@@ -1,6 +1,6 @@
 """Kernels as processes of this machine, started through a jupyter_client provisioner.
 
-A place is a folder: `workspace/` (the session's files), `home/`, `overlay/` (what it installed) and its logs.
+A place is a folder: `workspace/` (the session's files), `home/`, `overlay/` (what it installed). Logs are elsewhere.
 Sockets are `ipc://` in a folder of the kernel's own: no port can collide, nobody else can connect.
 """
 
@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal, TextIO
 from uuid import uuid4
@@ -27,8 +27,10 @@ from jupyter_client.provisioning.local_provisioner import LocalProvisioner as Ju
 
 from kernels.engine import Exit, Kernelspec, Launch, ProcessUsage, SetupStep, Workspace
 from kernels.engines import processes
+from kernels.engines.logs import Log
 from kernels.engines.overlay import Interpreter, Overlay, probe
 from kernels.errors import StartFailed
+from kernels.paths import delete_tree
 from kernels.workspace import LocalWorkspace
 
 log = logging.getLogger(__name__)
@@ -37,7 +39,6 @@ _LAUNCHER = str(Path(__file__).parent.parent / "inside" / "launcher.py")
 _CHANNELS = ("shell", "iopub", "stdin", "control", "hb")
 _MARK = "SESSION_GATEWAY_KERNEL"
 _REMEMBERED_WORKSPACES = 2000
-_LOG_LIMIT_BYTES = 4_000_000
 _PASSED_ON = (
     "LANG", "LANGUAGE", "LC_", "TZ", "TERM", "SSL_CERT_", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "PIP_", "NPM_CONFIG_",
     "NODE_EXTRA_CA_CERTS", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy",
@@ -59,12 +60,21 @@ class LocalProvisioner(JupyterLocalProvisioner):
 class LocalProcess:
     """A kernel process of this machine."""
 
-    def __init__(self, launch: Launch, process: "subprocess.Popen[bytes]", connection: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        launch: Launch,
+        process: "subprocess.Popen[bytes]",
+        connection: Mapping[str, Any],
+        log: Log,
+        log_start: int,
+    ) -> None:
         self.kernel_id = launch.kernel_id
         self.connection = connection
         self.started_at = time.time()
         self.memory_limit_bytes = launch.limits.memory_bytes
         self._process = process
+        self._log = log
+        self._log_start = log_start
         self.mark = f"{_MARK}={launch.kernel_id}"
         self._oom_kills = processes.oom_kills()
         self._out_of_memory = False
@@ -124,6 +134,12 @@ class LocalProcess:
 
         return await asyncio.to_thread(end) if self.running else 0
 
+    async def printed(self, limit_bytes: int) -> str:
+        try:
+            return await asyncio.to_thread(self._log.tail, limit_bytes, self._log_start)
+        except OSError:  # it is gone, or became something else
+            return ""
+
     async def usage(self) -> ProcessUsage:
         if not self.running:
             return ProcessUsage(0.0, 0, 0)
@@ -136,6 +152,7 @@ class LocalEngine:
     def __init__(self, data_dir: Path) -> None:
         self._places = data_dir / "sessions"
         self._records = data_dir / "kernels"
+        self._logs = data_dir / "logs"
         self._runtime: Path | None = None
         self._specs: dict[str, Kernelspec] = {}
         self._interpreters: dict[str, Interpreter] = {}
@@ -215,7 +232,9 @@ class LocalEngine:
             kernel_id=launch.kernel_id,
             kernel_spec=KernelSpec(argv=argv, resource_dir=launch.spec.resource_dir),
         )
-        with _open_log(place / "kernel.log") as output:
+        kernel_log = self._log(launch.place, "kernel")
+        with _for_start(kernel_log.opened()) as output:
+            log_start = os.fstat(output.fileno()).st_size
             try:
                 keywords = await provisioner.pre_launch(env=env, cwd=str(place / "workspace"))
                 keywords.update(stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True)
@@ -223,7 +242,7 @@ class LocalEngine:
             except OSError as error:
                 raise StartFailed(f"The kernel {launch.spec.name!r} does not start: {error}") from None
         assert provisioner.process is not None
-        return LocalProcess(launch, provisioner.process, connection)
+        return LocalProcess(launch, provisioner.process, connection, kernel_log, log_start)
 
     async def _prepare(self, launch: Launch) -> tuple[Path, dict[str, str]]:
         """The folder of a place and the environment of its processes, made where they are missing."""
@@ -275,18 +294,26 @@ class LocalEngine:
         return known[1]
 
     async def remove(self, place: str) -> None:
-        self._workspaces.pop(place, None)
-        await (await self.workspace(place, None)).remove()
-        await asyncio.to_thread(shutil.rmtree, self._place(place), ignore_errors=True)
+        if (known := self._workspaces.pop(place, None)) is not None:
+            await known[1].remove()
+        for folder in (self._places, self._logs):
+            await asyncio.to_thread(_delete_tree, folder / place)
+
+    def _log(self, place: str, name: Literal["kernel", "setup"]) -> Log:
+        return Log(self._logs / place / f"{name}.log")
 
     async def log(self, place: str, name: Literal["kernel", "setup"], limit_bytes: int) -> str:
-        return await asyncio.to_thread(_tail, self._place(place) / f"{name}.log", limit_bytes)
+        try:
+            return await asyncio.to_thread(self._log(place, name).tail, limit_bytes)
+        except OSError as error:
+            log.warning("The %s log of %s can't be read: %s", name, place, error)
+            return ""
 
     async def run_setup(self, launch: Launch, steps: list[SetupStep]) -> Exit:
         place, env = await self._prepare(launch)
         overlay = Overlay(place / "overlay")
         exit_ = Exit(code=0)
-        with open(place / "setup.log", "w", encoding="utf-8") as output:
+        with _for_start(self._log(launch.place, "setup").opened(anew=True)) as output:
             for step in steps:
                 exit_ = await self._run_step(step, overlay, place, env, output)
                 if exit_.code != 0:
@@ -357,18 +384,27 @@ class LocalEngine:
             for kernel_id, process in list(self._running.items()):
                 if process.memory_limit_bytes is None or not process.running:
                     continue
-                with contextlib.suppress(psutil.Error):
-                    times = psutil.Process(process.pid).cpu_times()
-                    used = times.user + times.system
-                    if seen.get(kernel_id) == used and turn % 20:
-                        continue
-                    seen[kernel_id] = used
-                    _, memory_bytes, _ = processes.usage(process.pid)
-                    if memory_bytes > process.memory_limit_bytes:
-                        memory_bytes = await asyncio.to_thread(processes.shared_memory_bytes, process.pid)
-                    if memory_bytes > process.memory_limit_bytes:
-                        await process.kill_for_memory(memory_bytes)
+                try:
+                    await self._check_memory(process, process.memory_limit_bytes, seen, always=turn % 20 == 0)
+                except psutil.Error:  # it is gone
+                    pass
+                except Exception:
+                    log.exception("The memory of kernel %s could not be looked at", kernel_id)
             seen = {kernel_id: used for kernel_id, used in seen.items() if kernel_id in self._running}
+
+    async def _check_memory(
+        self, process: LocalProcess, limit_bytes: int, seen: dict[str, float], *, always: bool
+    ) -> None:
+        times = psutil.Process(process.pid).cpu_times()
+        used = times.user + times.system
+        if seen.get(process.kernel_id) == used and not always:
+            return
+        seen[process.kernel_id] = used
+        _, memory_bytes, _ = processes.usage(process.pid)
+        if memory_bytes > limit_bytes:
+            memory_bytes = await asyncio.to_thread(processes.shared_memory_bytes, process.pid)
+        if memory_bytes > limit_bytes:
+            await process.kill_for_memory(memory_bytes)
 
 
 def _kernelspec(name: str, spec: dict[str, Any], resource_dir: str) -> Kernelspec:
@@ -397,20 +433,21 @@ def _short_temp() -> str:
 
 
 @contextlib.contextmanager
-def _open_log(path: Path) -> Any:
-    """A log to append to; one that has grown too long keeps its end."""
-    with contextlib.suppress(FileNotFoundError):
-        if path.stat().st_size > _LOG_LIMIT_BYTES:
-            path.write_text(_tail(path, _LOG_LIMIT_BYTES // 4))
-    with open(path, "ab") as output:
+def _for_start(opening: AbstractContextManager[TextIO]) -> Iterator[TextIO]:
+    """An opened log. Raises `StartFailed` when it can't be opened."""
+    with contextlib.ExitStack() as stack:
+        try:
+            output = stack.enter_context(opening)
+        except OSError as error:
+            raise StartFailed(f"The session's log can't be written: {error.strerror}") from None
         yield output
 
 
-def _tail(path: Path, limit_bytes: int) -> str:
-    try:
-        with open(path, "rb") as text:
-            text.seek(0, os.SEEK_END)
-            text.seek(max(0, text.tell() - limit_bytes))
-            return text.read().decode(errors="replace")
-    except FileNotFoundError:
-        return ""
+def _delete_tree(path: Path) -> None:
+    """Raises `OSError` if something of it stays."""
+    with contextlib.suppress(FileNotFoundError):
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            delete_tree(os.fsencode(path.name), folder)
+        finally:
+            os.close(folder)

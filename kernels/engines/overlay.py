@@ -6,10 +6,14 @@ A virtual environment without copies: its interpreter is a link, what is install
 
 import json
 import os
+import secrets
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from kernels.engines.logs import open_regular
 from kernels.errors import StartFailed
 
 _PROBE = """
@@ -24,6 +28,9 @@ print(json.dumps({
 """
 
 _PIP = '#!/bin/sh\nexec "$(dirname "$0")/python" -m pip "$@"\n'
+_MARKER = "pyvenv.cfg"
+_MOST_READ = 65_536
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +46,7 @@ class Interpreter:
 def probe(python: str) -> Interpreter:
     """Ask an interpreter what it is. Raises `StartFailed`."""
     try:
-        answer = subprocess.run(
-            [python, "-I", "-c", _PROBE], capture_output=True, text=True, timeout=30, check=True
-        )
+        answer = subprocess.run([python, "-I", "-c", _PROBE], capture_output=True, text=True, timeout=30, check=True)
     except (OSError, subprocess.SubprocessError) as error:
         raise StartFailed(f"The interpreter {python!r} does not start: {error}") from None
     found = json.loads(answer.stdout)
@@ -58,28 +63,30 @@ class Overlay:
         self.node = root / "node"
 
     def prepare(self, interpreter: Interpreter) -> None:
-        """Make it, or make it anew for another interpreter; what is installed in it stays."""
-        marker = self.root / "pyvenv.cfg"
+        """Make it, or make it anew for another interpreter; what is installed in it stays. Raises `StartFailed`.
+
+        The session's processes can put anything in here: links in our way are replaced, never followed.
+        """
         home = os.path.dirname(interpreter.executable)
         config = (
             f"home = {home}\ninclude-system-site-packages = false\nversion = {interpreter.full_version}\n"
             f"kernel-environment = {os.pathsep.join(interpreter.site_packages)}\n"
         )
-        if marker.exists() and marker.read_text() == config:
-            return
-        site_packages = self.root / "lib" / f"python{interpreter.version}" / "site-packages"
-        site_packages.mkdir(parents=True, exist_ok=True)
-        self.bin.mkdir(exist_ok=True)
-        for name, target in (("python", interpreter.executable), ("python3", "python")):
-            link = self.bin / name
-            link.unlink(missing_ok=True)
-            link.symlink_to(target)
-        for name in ("pip", "pip3"):
-            script = self.bin / name
-            script.write_text(_PIP)
-            script.chmod(0o755)
-        (site_packages / "_kernel_environment.pth").write_text("\n".join(interpreter.site_packages) + "\n")
-        marker.write_text(config)
+        try:
+            with _folder(self.root) as root:
+                if _read(root, _MARKER) == config:
+                    return
+            with _folder(self.root, "lib", f"python{interpreter.version}", "site-packages") as site_packages:
+                _write(site_packages, "_kernel_environment.pth", "\n".join(interpreter.site_packages) + "\n")
+            with _folder(self.root, "bin") as programs:
+                _link(programs, "python", interpreter.executable)
+                _link(programs, "python3", "python")
+                for name in ("pip", "pip3"):
+                    _write(programs, name, _PIP, mode=0o755)
+            with _folder(self.root) as root:
+                _write(root, _MARKER, config)
+        except OSError as error:
+            raise StartFailed(f"The session's environment can't be made: {error}") from None
 
     def env(self) -> dict[str, str]:
         """What makes a process use this environment."""
@@ -90,3 +97,58 @@ class Overlay:
             "NODE_PATH": str(self.node / "node_modules"),
             "PIP_DISABLE_PIP_VERSION_CHECK": "1",
         }
+
+
+@contextmanager
+def _folder(overlay: Path, *names: str) -> Iterator[int]:
+    """A folder of an overlay, opened; made where there is none, or something else."""
+    fd = os.open(overlay.parent, _FOLDER)
+    try:
+        for name in (overlay.name, *names):
+            below = _open_or_make(name, fd)
+            os.close(fd)
+            fd = below
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _open_or_make(name: str, folder: int) -> int:
+    try:
+        return os.open(name, _FOLDER, dir_fd=folder)
+    except NotADirectoryError:  # a link to a folder is none
+        os.unlink(name, dir_fd=folder)
+    except FileNotFoundError:
+        pass
+    os.mkdir(name, 0o755, dir_fd=folder)
+    return os.open(name, _FOLDER, dir_fd=folder)
+
+
+def _read(folder: int, name: str) -> str | None:
+    """The beginning of a small file; None if there is no such file."""
+    try:
+        fd = open_regular(name, os.O_RDONLY, folder)
+    except OSError:
+        return None
+    with open(fd, encoding="utf-8", errors="replace") as text:
+        return text.read(_MOST_READ)
+
+
+def _write(folder: int, name: str, text: str, mode: int = 0o644) -> None:
+    with _replaced(folder, name) as new:
+        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=folder)
+        with open(fd, "w", encoding="utf-8") as file:
+            file.write(text)
+
+
+def _link(folder: int, name: str, target: str) -> None:
+    with _replaced(folder, name) as new:
+        os.symlink(target, new, dir_fd=folder)
+
+
+@contextmanager
+def _replaced(folder: int, name: str) -> Iterator[str]:
+    """A name for what takes the place of `name` when the block is left."""
+    new = f".{name}-{secrets.token_hex(8)}"
+    yield new
+    os.rename(new, name, src_dir_fd=folder, dst_dir_fd=folder)

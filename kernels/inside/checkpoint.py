@@ -24,10 +24,11 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from . import checkpoint_rebuild as rebuild
+from .checkpoint_kinds import kind_of, made_by_hand
 from .checkpoint_lost import Lost, NotCarriedOver, described
 from .checkpoint_pickler import Failed, RootWriter, lost_parts
 from .checkpoint_reader import RootReader
-from .checkpoint_rules import Rules, kind_of, made_by_hand
+from .checkpoint_rules import Rules
 from .checkpoint_settings import SETTINGS, remember_start, restore_module, save_module, workspace_modules
 
 __all__ = ["CheckpointError", "NotCarriedOver", "dump", "load", "remember_start"]
@@ -39,8 +40,9 @@ FIRST_SETTINGS = ("working directory", "environment", "sys.path")
 _SHELL_PARTS = (
     *("user_module", "user_ns", "user_ns_hidden", "display_pub", "displayhook", "history_manager", "events", "config"),
     *("magics_manager", "alias_manager", "display_formatter", "extension_manager", "prefilter_manager", "compile"),
-    *("Completer", "kernel", "parent", "builtin_trap", "input_transformer_manager", "data_pub", "meta", "payload_manager"),
+    *("Completer", "kernel", "parent", "builtin_trap", "input_transformer_manager", "meta", "payload_manager"),
 )
+_MODULE_NAMES = frozenset(f"__{name}__" for name in ("builtins", "doc", "loader", "name", "package", "spec"))
 _HISTORY_NAME = re.compile(r"_(i\d*|ii|iii|\d+|_|__|oh|ih|dh|sh)?")
 
 
@@ -84,7 +86,7 @@ def load(shell: Any, folder: str, names: Iterable[str] | None = None) -> dict[st
     """Bring back what `dump` wrote, into a fresh shell; of the variables only `names`, if given.
 
     Raises `CheckpointError`, and then the namespace is as it was. Large arrays are mapped from the folder: it may be
-    deleted afterwards, but its files must not be changed. They are not checked against a digest; whoever keeps them does.
+    deleted afterwards, but its files must not be changed. Whoever keeps them checks them; only the segments are, here.
     """
     state = _read_state(folder)
     segments, buffers = _mapped(folder, state)
@@ -135,7 +137,7 @@ def load(shell: Any, folder: str, names: Iterable[str] | None = None) -> dict[st
 
 def _anchors(shell: Any) -> dict[str, Any]:
     """What every kernel has of its own: named, not written, and found again in the new one."""
-    found = {f"rebuild.{name}": made for name, made in rebuild.FUNCTIONS.items()}
+    found: dict[str, Any] = {f"rebuild.{name}": made for name, made in rebuild.FUNCTIONS.items()}
     found["shell"] = shell
     for name in _SHELL_PARTS:
         found[f"shell.{name}"] = getattr(shell, name, None)
@@ -143,12 +145,12 @@ def _anchors(shell: Any) -> dict[str, Any]:
         found[f"sys.{name}"] = getattr(sys, name)
     for name in ("meta_path", "path_hooks", "path_importer_cache"):
         found[f"sys.{name}"] = getattr(sys, name)
-    found["os.environ"], found["os.environ._data"] = os.environ, os.environ._data  # type: ignore[attr-defined]
+    found["os.environ"], found["os.environ._data"] = os.environ, getattr(os.environ, "_data", None)
     found["builtins"], found["builtins.__dict__"] = builtins, vars(builtins)
     found["warnings.filters"], found["linecache.cache"] = warnings.filters, linecache.cache
     for name in ("In", "Out", "_dh", "exit", "quit", "get_ipython", "open"):
         found[f"hidden.{name}"] = shell.user_ns_hidden.get(name)
-    plain = (str, bytes, int, float, bool, type(None), tuple)
+    plain: tuple[Any, ...] = (str, bytes, int, float, bool, type(None), tuple)
     by_address = {id(value): key for key, value in reversed(found.items()) if type(value) not in plain}
     return {key: found[key] for key in found if by_address.get(id(found[key])) == key}
 
@@ -172,7 +174,7 @@ def _roots(shell: Any, modules: dict[str, Any], notes: list[str]) -> Iterator[tu
     variables = [
         (name, value)
         for name, value in list(shell.user_ns.items())
-        if type(name) is str and hidden.get(name, missing) is not value and not _HISTORY_NAME.fullmatch(name)
+        if type(name) is str and hidden.get(name, missing) is not value and not _is_ipythons(name)
     ]
     for name, value in sorted(variables, key=lambda variable: _rank(variable[1])):
         yield "variable", name, value
@@ -180,6 +182,10 @@ def _roots(shell: Any, modules: dict[str, Any], notes: list[str]) -> Iterator[tu
         yield "output", str(number), value
     for name, value in settings.items():
         yield "setting", name, value
+
+
+def _is_ipythons(name: str) -> bool:
+    return name in _MODULE_NAMES or name == "__builtin__" or _HISTORY_NAME.fullmatch(name) is not None
 
 
 def _rank(value: Any) -> int:
@@ -285,9 +291,9 @@ def _quietly() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _files(folder: str) -> Iterator[tuple[Any, Any]]:
-    with open(os.path.join(folder, "segments.bin"), "wb", buffering=0) as segments:
-        with open(os.path.join(folder, "buffers.bin"), "wb", buffering=0) as buffers:
-            yield segments, buffers
+    segments, buffers = (os.path.join(folder, name) for name in ("segments.bin", "buffers.bin"))
+    with open(segments, "wb", buffering=0) as first, open(buffers, "wb", buffering=0) as second:
+        yield first, second
 
 
 def _digest(state: dict[str, Any]) -> str:

@@ -13,8 +13,9 @@ import threading
 import zlib
 from typing import Any
 
+from .checkpoint_kinds import CannotCarry, class_importable, kind_of
 from .checkpoint_lost import Lost
-from .checkpoint_rules import CannotCarry, Rules, class_importable, kind_of
+from .checkpoint_rules import Rules
 
 OUT_OF_BAND_BYTES = 64 * 1024
 PAGE_BYTES = 4096

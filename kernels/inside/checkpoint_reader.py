@@ -5,12 +5,12 @@ from __future__ import annotations
 import io
 import pickle
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 from .checkpoint_lost import Lost, NotCarriedOver, described
 from .checkpoint_pickler import reason_of
 
-_PYTHON: Any = pickle._Unpickler  # type: ignore[attr-defined]
+_PYTHON: Any = pickle._Unpickler
 
 
 class _BufferCursor:
@@ -56,7 +56,7 @@ class _Fast(pickle.Unpickler):
 class _Tolerant(_PYTHON):  # type: ignore[misc]
     """Goes on where something fails, with a `Lost` in its place, and so keeps the count of the memo."""
 
-    dispatch = dict(_PYTHON.dispatch)
+    dispatch: ClassVar[dict[int, Any]] = dict(_PYTHON.dispatch)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -204,7 +204,7 @@ class RootReader:
             root = self._load(self._fast, start, end, first_buffer)
             lost: list[Lost] = []
         except Exception:
-            memo = self._fast.memo.copy()  # type: ignore[attr-defined]
+            memo = self._fast.memo.copy()
             first = len(self._seeds)
             if self._last is not None:
                 first = 1 + max(at for at, value in memo.items() if value is self._last)
@@ -225,7 +225,9 @@ class RootReader:
         """An unpickler that has these objects in its memo already."""
         unpickler = _Fast(self._source, buffers=self._cursor)
         unpickler.seeds = seeds
-        numbers = (b"J" + at.to_bytes(4, "little") + pickle.BINPERSID + pickle.MEMOIZE + pickle.POP for at in range(len(seeds)))
+        numbers = (
+            b"J" + at.to_bytes(4, "little") + pickle.BINPERSID + pickle.MEMOIZE + pickle.POP for at in range(len(seeds))
+        )
         self._source.data = io.BytesIO(pickle.PROTO + b"\x05" + b"".join(numbers) + pickle.NONE + pickle.STOP)
         unpickler.load()
         unpickler.seeds = ()

@@ -19,10 +19,7 @@ from typing import Any
 
 from .checkpoint_lost import Lost
 
-try:
-    import _abc
-except ImportError:  # pragma: no cover
-    _abc = None  # type: ignore[assignment]
+_abc: Any = importlib.import_module("_abc")  # what abc is made of; it has no types
 
 
 # Modules and what is found in them
@@ -118,7 +115,7 @@ def new_class(meta: Any, name: str, bases: tuple[Any, ...], beginning: dict[str,
             made: type = type.__new__(meta, name, bases, dict(beginning))
         except TypeError:  # a metaclass written in C
             made = meta(name, bases, dict(beginning))
-    if _abc is not None and any(base.__name__ == "ABCMeta" for base in type.mro(meta)):
+    if any(base.__name__ == "ABCMeta" for base in type.mro(meta)):
         _abc._abc_init(made)
     return made
 
@@ -126,7 +123,7 @@ def new_class(meta: Any, name: str, bases: tuple[Any, ...], beginning: dict[str,
 @contextlib.contextmanager
 def _quiet(bases: tuple[Any, ...]) -> Iterator[None]:
     """While a class is made again: `__init_subclass__` is not called a second time."""
-    silenced = {}
+    silenced: dict[Any, Any] = {}
     for base in bases:
         for owner in type.mro(base):
             if "__init_subclass__" in vars(owner) and owner.__flags__ & (1 << 9):
@@ -143,7 +140,7 @@ def _quiet(bases: tuple[Any, ...]) -> Iterator[None]:
 def fill_class(made: Any, state: tuple[dict[str, Any], list[Any]]) -> None:
     attributes, registered = state
     for name, value in attributes.items():
-        if type(made).__flags__ & (1 << 9) or type(made) is type:
+        if type(made).__module__ != "_ctypes":
             type.__setattr__(made, name, value)
         else:
             setattr(made, name, value)  # of ctypes, which lays out a structure when its fields are set
@@ -156,8 +153,8 @@ def new_enum(meta: Any, name: str, bases: tuple[Any, ...], beginning: dict[str, 
     made = new_class(meta, name, bases, beginning)
     named = {}
     for member_name, arguments in members:
-        base = next(base for base in made.__mro__ if not base.__flags__ & (1 << 9))
-        named[member_name] = base.__new__(made, *arguments)  # type: ignore[call-overload]
+        base: Any = next(base for base in made.__mro__ if not base.__flags__ & (1 << 9))
+        named[member_name] = base.__new__(made, *arguments)
     type.__setattr__(made, "_member_map_", named)
     return made
 
@@ -201,7 +198,7 @@ def fill_slots(made: Any, state: tuple[dict[str, Any] | None, dict[str, Any]]) -
 def fill_container(made: Any, state: tuple[Any, Any, dict[str, Any] | None]) -> None:
     """Fill a subclass of dict, list or set past the methods it overrides."""
     base, items, attributes = state
-    fill = {dict: dict.update, list: list.extend, set: set.update}[base]
+    fill: Any = {dict: dict.update, list: list.extend, set: set.update}[base]
     fill(made, items)
     if attributes is not None:
         if isinstance(attributes, tuple):

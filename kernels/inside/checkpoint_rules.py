@@ -6,17 +6,15 @@ The user's objects are only looked at, and never changed. A rule gives what `__r
 from __future__ import annotations
 
 import abc
-import array as arrays
 import copyreg
 import enum
 import functools
 import gc
+import importlib
 import importlib.util
 import io
 import marshal
-import mmap
 import os
-import pickle
 import random
 import stat
 import struct
@@ -29,46 +27,26 @@ from collections.abc import Callable
 from typing import Any
 
 from . import checkpoint_rebuild as rebuild
+from .checkpoint_arrays import ArrayRules
+from .checkpoint_caches import cached_calls
+from .checkpoint_kinds import (
+    HEAP,
+    REFUSED,
+    CannotCarry,
+    attributes_of,
+    class_importable,
+    importable,
+    made_by_hand,
+    module_of,
+    mro_of,
+    qualname_of,
+)
 from .checkpoint_lost import Lost, described
 
-try:
-    import _abc
-except ImportError:  # pragma: no cover
-    _abc = None  # type: ignore[assignment]
+_abc: Any = importlib.import_module("_abc")  # what abc is made of; it has no types
 
-Recipe = typing.Union[tuple[Any, ...], str]
+Recipe = tuple[Any, ...]
 Rule = Callable[[Any], Any]
-
-_HEAP = 1 << 9  # the flag of a class that was made at run time
-_mro: Callable[[type], tuple[type, ...]] = type.__dict__["__mro__"].__get__
-_attributes: Callable[[type], Any] = type.__dict__["__dict__"].__get__
-_module: Callable[[type], Any] = type.__dict__["__module__"].__get__
-_qualname: Callable[[type], str] = type.__dict__["__qualname__"].__get__
-
-REFUSED = {
-    **dict.fromkeys(
-        ("threading.Thread", "multiprocessing.process.BaseProcess", "multiprocessing.pool.Pool", "subprocess.Popen"),
-        "what runs beside the session does not run on in another process",
-    ),
-    **dict.fromkeys(
-        ("concurrent.futures._base.Executor", "concurrent.futures._base.Future", "_asyncio.Future", "_asyncio.Task"),
-        "work that is under way can't be carried over",
-    ),
-    **dict.fromkeys(
-        ("asyncio.futures.Future", "asyncio.events.AbstractEventLoop", "asyncio.tasks.Task"),
-        "it belongs to an event loop of the old process",
-    ),
-    **dict.fromkeys(("tempfile._TemporaryFileWrapper", "tempfile.SpooledTemporaryFile"), "open files are not carried"),
-    **dict.fromkeys(("ctypes.CDLL", "_ctypes.CFuncPtr"), "it points into the memory of the old process"),
-    "tempfile.TemporaryDirectory": "its directory is deleted with the old process",
-    "weakref.finalize": "it is bound to the end of the old process",
-    "selectors.BaseSelector": "it watches files of the old process",
-    "builtins.generator": "Python can't save a generator where it stands",
-    "builtins.coroutine": "Python can't save a coroutine where it stands",
-    "builtins.async_generator": "Python can't save a generator where it stands",
-    "builtins.frame": "Python can't save a frame",
-    "builtins.traceback": "it holds frames, which Python can't save",
-}
 
 _UNPLACED: tuple[type, ...] = (
     *(type(None), bool, int, float, complex, str, bytes, bytearray, list, dict, tuple, set, frozenset, type),
@@ -76,55 +54,11 @@ _UNPLACED: tuple[type, ...] = (
 )
 
 
-_SERIES_MEMORY = "pandas.core.internals.managers.SingleBlockManager"
-
-
-class CannotCarry(Exception):
-    """Why an object can't be written down."""
-
-
 class Variables:
     """Stands for the dict of a module's variables."""
 
     def __init__(self, module: types.ModuleType) -> None:
         self.module = module
-
-
-def kind_of(obj: Any) -> str:
-    """The name of an object's type, with its module when that tells something."""
-    if type(obj) is Lost:
-        return described(obj)[0]
-    cls = type(obj)
-    module = _module(cls)
-    return _qualname(cls) if module in ("builtins", "__main__") else f"{module}.{_qualname(cls)}"
-
-
-def importable(obj: Any, module_name: Any, path: Any) -> bool:
-    """Whether another process finds the same thing by its name."""
-    if type(module_name) is not str or type(path) is not str or module_name == "__main__":
-        return False
-    found: Any = sys.modules.get(module_name)
-    if found is None or made_by_hand(found):
-        return False
-    for name in path.split("."):
-        try:
-            found = getattr(found, name)
-        except Exception:
-            return False
-    return found is obj
-
-
-def made_by_hand(module: Any) -> bool:
-    """Whether a module was not imported but built by the session, so that nobody else can import it."""
-    variables = getattr(module, "__dict__", {})
-    if variables.get("__spec__") is not None or variables.get("__loader__") is not None:
-        return False
-    name = variables.get("__name__")
-    return not variables.get("__file__") and not (isinstance(name, str) and "." in name) and name != "builtins"
-
-
-def class_importable(cls: type) -> bool:
-    return importable(cls, _module(cls), _qualname(cls))
 
 
 class Rules:
@@ -135,11 +69,9 @@ class Rules:
         self._foreign = foreign  # whether a module is a library's, so that what it holds is found there again
         self._rules: dict[type, Rule] = {}
         self._owners: dict[int, Any] = {}
-        self._kept: list[Any] = []
-        """What must live as long as the pickler, which knows objects by their address."""
-        self._own_memory: dict[int, Any] = {}
         self._places = self._find_places()
         self.warnings: dict[str, None] = {}
+        self._arrays = ArrayRules(self._found, self.warnings)
         self._exact: dict[type, Rule] = {
             types.FunctionType: self._function,
             types.CodeType: lambda code: (rebuild.code, (importlib.util.MAGIC_NUMBER, marshal.dumps(code))),
@@ -148,7 +80,10 @@ class Rules:
             types.MappingProxyType: self._proxy,
             classmethod: lambda method: (classmethod, (method.__func__,)),
             staticmethod: lambda method: (staticmethod, (method.__func__,)),
-            super: lambda it: (super, (it.__thisclass__, it.__self__) if it.__self__ is not None else (it.__thisclass__,)),
+            super: lambda it: (
+                super,
+                (it.__thisclass__, it.__self__) if it.__self__ is not None else (it.__thisclass__,),
+            ),
             memoryview: self._memoryview,
             weakref.ref: self._reference,
             weakref.ProxyType: lambda proxy: (weakref.proxy, (proxy.__repr__.__self__,)),
@@ -187,8 +122,8 @@ class Rules:
     def _rule_for(self, cls: type) -> Rule:
         if cls in self._exact:
             return self._exact[cls]
-        for base in _mro(cls):
-            reason = REFUSED.get(f"{_module(base)}.{_qualname(base)}")
+        for base in mro_of(cls):
+            reason = REFUSED.get(f"{module_of(base)}.{qualname_of(base)}")
             if reason is not None:
                 return functools.partial(self._refuse, reason)
         for kinds, rule in (
@@ -201,14 +136,9 @@ class Rules:
         ):
             if issubclass(cls, kinds):
                 return rule
-        numpy = sys.modules.get("numpy")
-        if numpy is not None and hasattr(numpy, "ndarray") and cls in (numpy.ndarray, numpy.memmap):
-            return self._array if cls is numpy.ndarray else self._array_file
-        internals = sys.modules.get("pandas._libs.internals")
-        if internals is not None and issubclass(cls, internals.Block):
-            return self._block
-        if internals is not None and f"{_module(cls)}.{_qualname(cls)}" == _SERIES_MEMORY:
-            return lambda memory: (cls, (memory.blocks[0], memory.axes[0]))  # its own recipe passes by the block's
+        of_arrays = self._arrays.rule_for(cls)
+        if of_arrays is not None:
+            return of_arrays
         return self._found if class_importable(cls) else self._instance
 
     def _refuse(self, reason: str, obj: Any = None) -> Any:
@@ -229,7 +159,7 @@ class Rules:
                 if cls in _UNPLACED or issubclass(cls, type) or (module_name == "sys" and name[:4] in ("last", "std")):
                     continue
                 if cls not in classes:
-                    classes[cls] = class_importable(cls) or cls.__flags__ & _HEAP == 0
+                    classes[cls] = class_importable(cls) or cls.__flags__ & HEAP == 0
                 if classes[cls]:
                     places.setdefault(id(value), (module_name, name))
         return places
@@ -301,28 +231,28 @@ class Rules:
     def _class(self, cls: Any) -> Any:
         if cls in (type(None), type(...), type(NotImplemented)) or class_importable(cls):
             return NotImplemented
-        if not cls.__flags__ & _HEAP:
+        if not cls.__flags__ & HEAP:
             for module_name in ("types", "_collections_abc", "functools", "weakref"):
                 for name, value in vars(sys.modules[module_name]).items():
                     if value is cls:
                         return rebuild.attribute, (module_name, name)
             raise CannotCarry("it is a type of C that can't be imported by its name")
-        meta, own = type(cls), dict(_attributes(cls))
-        beginning = {"__module__": own.get("__module__"), "__qualname__": _qualname(cls)}
+        meta, own = type(cls), dict(attributes_of(cls))
+        beginning = {"__module__": own.get("__module__"), "__qualname__": qualname_of(cls)}
         provided = {name for name in ("__dict__", "__weakref__") if type(own.get(name)) is types.GetSetDescriptorType}
         members = {name for name, value in own.items() if self._is_slot(cls, value)}
         if "__slots__" in own:
             beginning["__slots__"] = tuple(sorted(members | provided))
         for name in provided | members | {"_abc_impl", "__static_attributes__"}:
             own.pop(name, None)
-        if not meta.__flags__ & _HEAP and not class_importable(meta):
+        if module_of(meta) == "_ctypes":
             meta = type  # which asks the bases for the right one
             own = {name: value for name, value in own.items() if type(value).__name__ != "CField"}
-        how = (meta, _qualname(cls).rpartition(".")[2], cls.__bases__, beginning)
+        how = (meta, qualname_of(cls).rpartition(".")[2], cls.__bases__, beginning)
         if issubclass(meta, enum.EnumMeta):
             return self._enum(cls, how, own)
         registered = []
-        if _abc is not None and issubclass(meta, abc.ABCMeta):
+        if issubclass(meta, abc.ABCMeta):
             registered = [it() for it in _abc._get_dump(cls)[0] if it() is not None]
         return rebuild.new_class, how, (own, registered), None, None, rebuild.fill_class
 
@@ -333,7 +263,7 @@ class Rules:
         named = dict(own.pop("_member_map_"))
         members = {name: member for name, member in named.items() if member._name_ == name}
         aliases = {name: member._name_ for name, member in named.items() if name not in members}
-        base: Any = next(base for base in _mro(cls) if not base.__flags__ & _HEAP)
+        base: Any = next(base for base in mro_of(cls) if not base.__flags__ & HEAP)
         arguments = [
             (name, base.__getnewargs__(member) if base is not object else ()) for name, member in members.items()
         ]
@@ -378,7 +308,7 @@ class Rules:
 
     def _instance(self, obj: Any) -> Any:
         """An object of a session's class. What its class defines is not asked more often than needed."""
-        cls = type(obj)
+        cls: Any = type(obj)
         if issubclass(cls, set) and cls.__reduce__ is set.__reduce__ and cls.__reduce_ex__ is object.__reduce_ex__:
             state = (set, list(set.__iter__(obj)), getattr(obj, "__dict__", None))
             return rebuild.bare, (set, cls), state, None, None, rebuild.fill_container
@@ -386,7 +316,7 @@ class Rules:
         if type(made) is not tuple or made[0] is not copyreg.__newobj__:  # type: ignore[attr-defined]
             return made
         how, arguments, state, items, pairs = (*made, None, None, None)[:5]
-        base = next(base for base in _mro(cls) if not base.__flags__ & _HEAP)
+        base = next(base for base in mro_of(cls) if not base.__flags__ & HEAP)
         given = getattr(cls, "__getnewargs_ex__", None) or getattr(cls, "__getnewargs__", None)
         if type(cls.__new__) is types.FunctionType and type(given) is not types.FunctionType:
             how, arguments = rebuild.bare, (base, *arguments)
@@ -407,7 +337,7 @@ class Rules:
                 state[name] = getattr(error, name)
         how, arguments = made[:2]
         if how is cls and type(cls.__init__) is types.FunctionType:
-            base = next(base for base in _mro(cls) if not base.__flags__ & _HEAP)
+            base = next(base for base in mro_of(cls) if not base.__flags__ & HEAP)
             how, arguments = rebuild.exception, (base, cls, tuple(arguments))
         if error.__traceback__ is not None:
             self.warnings["Exceptions come back without their tracebacks."] = None
@@ -426,7 +356,7 @@ class Rules:
         (behind,) = gc.get_referents(proxy)
         for name in ("__dict__", "__weakref__", "__doc__"):
             owner = getattr(behind.get(name), "__objclass__", None) if type(behind) is dict else None
-            if isinstance(owner, type) and gc.get_referents(_attributes(owner))[0] is behind:
+            if isinstance(owner, type) and gc.get_referents(attributes_of(owner))[0] is behind:
                 return rebuild.variables_of, (owner,)
         return types.MappingProxyType, (behind,)
 
@@ -457,77 +387,3 @@ class Rules:
         if type(opened) is io.FileIO:
             options["buffering"] = 0
         return rebuild.file, (opened.name, mode, opened.tell(), options)
-
-    # Arrays and frames
-
-    def _array(self, array: Any) -> Any:
-        """An array that shows a part of another stays one, so that a change in either is seen in both."""
-        numpy = sys.modules["numpy"]
-        if id(array) in self._own_memory or array.base is None or not array.size:
-            return self._found(array)
-        base = array.base.obj if type(array.base) is memoryview else array.base
-        if isinstance(base, (bytes, bytearray, arrays.array)):
-            return self._view(array, base, numpy.frombuffer(base, "u1"))
-        if type(base) in (numpy.ndarray, numpy.memmap) and (base.flags.c_contiguous or base.flags.f_contiguous):
-            return self._view(array, base, base)
-        if not isinstance(base, (mmap.mmap, pickle.PickleBuffer)) and not _module(type(base)).startswith("sklearn."):
-            self.warnings["Some arrays no longer share their memory with what they were made from."] = None
-        return self._found(array)
-
-    def _view(self, array: Any, base: Any, owner: Any) -> Recipe:
-        offset = array.__array_interface__["data"][0] - owner.__array_interface__["data"][0]
-        place = (array.shape, array.strides, array.dtype, offset, array.flags.writeable)
-        return rebuild.array_view, (base, *place, type(array))
-
-    def _array_file(self, array: Any) -> Any:
-        if array.filename is None:
-            raise CannotCarry("the file that it maps is not known")
-        if isinstance(array.base, sys.modules["numpy"].ndarray):
-            return self._view(array, array.base, array.base)
-        how = (os.fspath(array.filename), array.dtype, array.mode, array.offset, array.shape)
-        return rebuild.array_file, (*how, not array.flags.c_contiguous)
-
-    def _block(self, block: Any) -> Any:
-        """The memory of a frame. Where pandas copies on write, two that share it for now must not share it for ever."""
-        made = self._found(block)
-        pandas = sys.modules["pandas"]
-        if int(pandas.__version__.split(".")[0]) < 3 and not pandas.options.mode.copy_on_write:
-            return made
-        values, *others = made[1]
-        own = values.view() if type(values) is sys.modules["numpy"].ndarray else values.copy()
-        self._own_memory[id(own)] = own
-        return (made[0], (own, *others), *made[2:])
-
-
-def cached_calls(made: Any) -> list[tuple[tuple[Any, ...], dict[str, Any], Any]] | None:
-    """What a functools cache holds, oldest first; None if that can't be told."""
-    info = made.cache_info()
-    if not info.currsize:
-        return []
-    parts = gc.get_referents(made)
-    marks = [it for it in parts if type(it) is object]
-    tables = [it for it in parts if type(it) is dict and len(it) == info.currsize and it is not made.__dict__]
-    if info.maxsize is not None:
-        tables = [it for it in tables if all(type(link).__name__ == "_lru_list_elem" for link in it.values())]
-    if len(tables) != 1:
-        return None
-    pairs = list(tables[0].items())
-    if info.maxsize is not None:
-        before = parts[: next(at for at, it in enumerate(parts) if it is tables[0])]
-        listed = [it for it in before if it is not type(made) and getattr(it, "__name__", "") != "_lru_list_elem"]
-        pairs = list(zip(listed[::2], listed[1::2]))
-        known = {id(key) for key in tables[0]}
-        if len(listed) != 2 * info.currsize or any(id(key) not in known for key, _ in pairs):
-            return None
-    typed = made.cache_parameters()["typed"]
-    calls = []
-    for key, result in pairs:
-        if type(key) is not tuple:
-            calls.append(((key,), {}, result))
-            continue
-        at = next((at for at, it in enumerate(key) if any(it is mark for mark in marks)), None)
-        count = (len(key) // 2 if typed else len(key)) if at is None else at
-        end = count if at is None else (at + 1 + (len(key) - 2 * at - 1) // 3 * 2 if typed else len(key))
-        named = key[count + 1 : end]
-        calls.append((key[:count], dict(zip(named[::2], named[1::2])), result))
-    return calls

@@ -124,8 +124,7 @@ def _numpy(shell: Any) -> dict[str, Any]:
 
 
 def _set_numpy(shell: Any, value: dict[str, Any]) -> None:
-    import numpy
-
+    numpy = importlib.import_module("numpy")
     numpy.random.set_state(value["random"])
     numpy.seterr(**value["errors"])
     options = {name: option for name, option in value["print"].items() if name != "override_repr"}
@@ -133,8 +132,7 @@ def _set_numpy(shell: Any, value: dict[str, Any]) -> None:
 
 
 def _pandas(shell: Any) -> dict[str, Any]:
-    from pandas._config import config
-
+    config: Any = importlib.import_module("pandas._config.config")
     changed = {}
     for name, option in config._registered_options.items():
         value = config.get_option(name)
@@ -144,8 +142,7 @@ def _pandas(shell: Any) -> dict[str, Any]:
 
 
 def _set_pandas(shell: Any, value: dict[str, Any]) -> None:
-    import pandas
-
+    pandas = importlib.import_module("pandas")
     for name, option in value.items():
         pandas.set_option(name, option)
 
@@ -157,8 +154,7 @@ def _matplotlib(shell: Any) -> dict[str, Any]:
 
 
 def _set_matplotlib(shell: Any, value: dict[str, Any]) -> None:
-    import matplotlib
-
+    matplotlib = importlib.import_module("matplotlib")
     matplotlib.rcParams.update(value)
 
 

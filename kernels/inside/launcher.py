@@ -47,7 +47,7 @@ from traitlets import default
 _PIECE = 256 * 1024  # characters of one stream message
 _READ_BYTES = 64 * 1024
 _DRAIN_S = 0.5
-_REMEMBERED_RUNS = 256
+_REMEMBERED_RUNS = 100_000  # about 300 bytes each
 _RESERVE = 1_000_000  # for small displays, the result and the error of a run that has filled its limit
 _SMALL = 100_000
 _LAST = 300_000  # what of the reserve is left for the result and the error
@@ -81,7 +81,10 @@ class Budget:
 
 
 class Budgets:
-    """The budgets of the runs of late, by the id of their request; what has none is without limit."""
+    """The budgets of runs, by the id of their request; what was given none is without limit.
+
+    Also a run that ended long ago may still have a thread that prints.
+    """
 
     def __init__(self) -> None:
         self._runs: OrderedDict[str, Budget] = OrderedDict()

@@ -37,7 +37,7 @@ from gateway.models.labels import parse_selector
 from gateway.models.pages import Page, PageRequest, SessionFilter
 from gateway.models.sessions import Move, Resources, Session, SessionAgent, Setup
 from gateway.states import State
-from gateway.stores.base import SessionChanges, StateChanged, Store
+from gateway.stores.base import BroughtBack, SessionChanges, StateChanged, Store
 from gateway.stores.mongo import MongoStore
 from gateway.stores.mongo_schema import session_query
 from gateway.stores.sqlite import SqliteStore
@@ -402,6 +402,23 @@ async def test_a_purged_session_is_gone_for_good_and_its_id_free(store: Store, d
     await created(store)
 
 
+async def test_a_session_that_was_undeleted_or_deleted_again_is_not_purged(store: Store) -> None:
+    session = await created(store)
+    first = (await store.delete_session(session.uid, later())).deleted_at
+    await store.undelete_session("demo", later(2))
+
+    with pytest.raises(BroughtBack):
+        await store.purge_session(session.uid, first)
+    again = (await store.delete_session(session.uid, later(3))).deleted_at
+    with pytest.raises(BroughtBack):
+        await store.purge_session(session.uid, first)
+    for _ in range(2):
+        await store.purge_session(session.uid, again)
+
+    with pytest.raises(SessionPurged):
+        await store.undelete_session("demo", later(4))
+
+
 # Lists
 
 
@@ -575,6 +592,41 @@ async def test_a_late_beat_does_not_turn_the_clock_back(store: Store) -> None:
         await store.claim_session(session.uid, "g2", later(5))
 
 
+async def test_an_update_in_the_name_of_a_holder_needs_that_holder(store: Store) -> None:
+    session = await created(store)
+    await store.claim_session(session.uid, "g1", LONG_AGO)
+    for changes in (SessionChanges(replace={"name": "no"}), SessionChanges(merge={"data": {"no": 1}})):
+        with pytest.raises(Conflict) as caught:
+            await store.update_session(session.uid, changes, later(), holder="g2")
+        assert caught.value.code == "holder_changed"
+
+    updated = await store.update_session(session.uid, SessionChanges(replace={"name": "yes"}), later(), holder="g1")
+
+    assert (updated.name, updated.data) == ("yes", {})
+    await store.delete_session(session.uid, later(2))
+    with pytest.raises(SessionNotFound):
+        await store.update_session(session.uid, SessionChanges(replace={"name": "no"}), later(3), holder="g1")
+
+
+async def test_a_gateway_is_alive_while_it_beats(store: Store) -> None:
+    await store.beat("g1", later(10))
+
+    assert await store.is_alive("g1", later(10))
+    assert not await store.is_alive("g1", later(10.000001))
+    assert not await store.is_alive("g2", LONG_AGO)
+
+
+async def test_temporary_sessions_that_nobody_holds_are_found(store: Store) -> None:
+    found = await created(store, "found", persistent=False)
+    await created(store, "kept")
+    held = await created(store, "held", persistent=False)
+    await store.claim_session(held.uid, "g1", LONG_AGO)
+    deleted = await created(store, "deleted", persistent=False)
+    await store.delete_session(deleted.uid, later())
+
+    assert await store.list_unheld_temporary() == [found]
+
+
 async def test_only_the_holder_releases(store: Store) -> None:
     session = await created(store)
     await store.claim_session(session.uid, "g1", LONG_AGO)
@@ -661,6 +713,20 @@ async def test_executions_are_listed_newest_first_page_by_page(store: Store) -> 
     assert await everything(lambda page: store.list_executions(session.uid, page), 2) == executions[::-1]
 
 
+async def test_a_page_by_number_ends_early_as_well(store: Store) -> None:
+    session = await created(store)
+    output = {"output_type": "stream", "name": "stdout", "text": "spam " * 8_000_000}
+    executions = [new_execution(session, number, outputs=[output]) for number in range(4)]
+    for execution in executions:
+        await store.put_execution(execution)
+
+    page = await store.list_executions(session.uid, PageRequest(limit=3, page=1))
+    rest = await store.list_executions(session.uid, PageRequest(limit=3, token=page.next_token))
+
+    assert [one.id for one in [*page.items, *rest.items]] == [one.id for one in executions[::-1]]
+    assert len(page.items) == 2
+
+
 async def test_a_page_of_large_outputs_ends_early_and_says_where_to_go_on(store: Store) -> None:
     session = await created(store)
     output = {"output_type": "stream", "name": "stdout", "text": "spam " * 8_000_000}
@@ -724,12 +790,26 @@ async def test_a_key_that_is_dropped_or_expired_is_free(store: Store) -> None:
     await store.reserve_answer(new_answer("dropped", later()), LONG_AGO)
     await store.reserve_answer(new_answer("expired", later()), LONG_AGO)
 
-    await store.drop_answer("dropped")
-    await store.drop_answer("never there")
+    await store.drop_answer(new_answer("dropped", later()))
+    await store.drop_answer(new_answer("never there"))
 
     assert await store.reserve_answer(new_answer("dropped"), LONG_AGO) is None
     results = await asyncio.gather(*(store.reserve_answer(new_answer("expired"), later(2)) for _ in range(5)))
     assert sum(result is None for result in results) == 1
+
+
+async def test_a_reservation_is_dropped_only_while_it_is_that_one_and_unanswered(store: Store) -> None:
+    answered, again = new_answer("answered", later()), new_answer("again", later(2))
+    for reservation in (answered, again):
+        await store.reserve_answer(reservation, LONG_AGO)
+    kept = answered.model_copy(update={"status": 200})
+    await store.keep_answer(kept)
+
+    await store.drop_answer(answered)
+    await store.drop_answer(new_answer("again", later(1)))
+
+    assert await store.reserve_answer(new_answer("answered"), LONG_AGO) == kept
+    assert await store.reserve_answer(new_answer("again"), LONG_AGO) == again
 
 
 # Audit

@@ -1,8 +1,10 @@
 """The command line: what it prints, where settings come from, and what it refuses to start with."""
 
 import asyncio
+import contextlib
 import os
 import signal
+import sqlite3
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -184,6 +186,36 @@ async def test_a_store_that_is_none_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "store",
+    [
+        "mongo://u:hush-hush@h/",
+        "mongodb://u:hush-hush",
+        "mongodb://u:hush-hush@h:port/",
+        "mongodb://u:hush-hush@/x",
+        "mongodb://u:hush-hush@h/a b.c",
+        "sqlite:////proc/no/such/folder.sqlite",
+        "sqlite:///",
+        "sqlite:////dev/null/file",
+        "sqlite:///{text}",
+        "sqlite:///{newer}",
+    ],
+)
+async def test_a_store_that_can_not_be_opened_is_one_sentence_without_its_password(tmp_path: Path, store: str) -> None:
+    (tmp_path / "text").write_text("not a database, and long enough to be looked at " * 100)
+    with contextlib.closing(sqlite3.connect(tmp_path / "newer")) as connection:
+        connection.execute("PRAGMA user_version = 1000000")
+
+    code, words = await refused(
+        tmp_path, "--store", store.format(text=tmp_path / "text", newer=tmp_path / "newer")
+    )
+
+    assert code == 1
+    assert words.startswith("gateway: --store: ")
+    assert words.count("\n") == 1
+    assert "hush-hush" not in words
+
+
+@pytest.mark.parametrize(
     ("setting", "value"),
     [
         ("run_timeout_s", "soon"),
@@ -261,6 +293,18 @@ async def test_sessions_are_kept_where_the_store_option_says(tmp_path: Path) -> 
         await api.create()
 
     assert store.stat().st_size > 0
+
+
+async def test_what_a_kernel_printed_before_it_failed_is_told_but_not_logged(tmp_path: Path) -> None:
+    async with gateway_process(tmp_path / "data") as gateway, Api(gateway.url) as api:
+        await api.create(id="a", env={"PYTHONHOME": "/hush-hush"})
+        told = await api.run("a", "1")
+        await gateway.stop()
+        logged = gateway.log()
+
+    assert "hush-hush" in told["error"]["evalue"]
+    assert "did not start" in logged
+    assert "hush-hush" not in logged
 
 
 async def test_no_secret_code_or_output_is_in_the_log(tmp_path: Path) -> None:

@@ -278,6 +278,13 @@ def message(msg_type: str, content: dict[str, Any]) -> Message:
     return Message(session, [session.pack(made[part]) for part in ("header", "parent_header", "metadata", "content")])
 
 
+def raw(msg_type: str, content: bytes) -> Message:
+    """A message whose content need not be JSON."""
+    session = Session(key=b"")
+    header = session.pack(session.msg(msg_type)["header"])
+    return Message(session, [header, b"{}", b"{}", content])
+
+
 def test_text_is_cut_in_the_middle_of_no_character() -> None:
     outputs = Outputs(limit_bytes=10)
 
@@ -317,3 +324,119 @@ def test_a_display_that_is_updated_without_end_stays_within_the_limit() -> None:
 
     assert outputs.truncated
     assert len(json.dumps(outputs.as_nbformat())) < 10_000
+
+
+def test_errors_without_end_stay_within_the_limit_and_its_reserve() -> None:
+    outputs = Outputs(limit_bytes=100_000)
+    error = {"ename": "E", "evalue": "v" * 90_000, "traceback": ["é" * 90_000] * 5}
+
+    for _ in range(400):
+        outputs.add(message("error", error))
+        outputs.add(message("error", {}))
+
+    assert outputs.truncated
+    assert 500_000 < len(json.dumps(outputs.as_nbformat(), ensure_ascii=False).encode()) < 1_300_000
+    assert outputs.as_nbformat()[0]["evalue"] == error["evalue"]
+
+
+def test_updates_that_are_not_ascii_give_nothing_back() -> None:
+    outputs = Outputs(limit_bytes=10_000)
+    shown_as = {"data": {"text/plain": "é" * 1000}, "metadata": {}, "transient": {"display_id": "x"}}
+    outputs.add(message("display_data", shown_as))
+
+    for _ in range(100):
+        outputs.add(message("update_display_data", shown_as))
+    outputs.add(message("stream", {"name": "stdout", "text": "x" * 20_000}))
+
+    assert outputs.truncated
+    assert len(outputs.as_nbformat()[1]["text"]) < 10_000
+
+
+DEEP = b'{"data": {"application/json": ' + b"[" * 300 + b"]" * 300 + b'}, "metadata": {}}'
+
+
+@pytest.mark.parametrize("kind", ["display_data", "execute_result", "update_display_data"])
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (DEEP, "deeper than 100"),
+        (b'{"data": {}, "metadata": {"a": ' + b"[" * 120 + b"]" * 120 + b"}}", "deeper than 100"),
+        (b'{"data": [1], "metadata": {}}', "not a mime bundle"),
+        (b'{"metadata": {}}', "not a mime bundle"),
+        (b'{"data": {}, "metadata": 1}', "not an object"),
+        (b'{"data": {"application/json": [NaN]}, "metadata": {}}', "number"),
+        (b"[1, 2]", "not a mime bundle"),
+        (b"no json", "not a mime bundle"),
+        (b"[" * 9_000 + b"]" * 9_000, "not a mime bundle"),
+        (b'{"data": {"a": ' + b"9" * 5000 + b"}}", "not a mime bundle"),
+    ],
+)
+def test_a_bundle_that_nobody_could_read_is_replaced_by_a_note(kind: str, content: bytes, why: str) -> None:
+    outputs = Outputs(limit_bytes=100_000)
+
+    event = outputs.add(raw(kind, content))
+
+    assert event is not None
+    assert outputs.truncated
+    assert why in event.data["data"]["text/plain"]
+    assert event.data["metadata"] == {}
+
+
+@pytest.mark.parametrize("kind", ["stream", "display_data", "execute_result", "error", "clear_output", "status", ""])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"null",
+        b'{"name": "stdout\\nevent: done", "text": "x"}',
+        b'{"name": ["stdout"], "text": "x"}',
+        b'{"name": "stdout", "text": {"a": 1}}',
+        b'{"ename": {}, "evalue": 1, "traceback": 5}',
+        b'{"traceback": "ab", "ename": "\\ud800"}',
+        b'{"traceback": [[], null, "line"]}',
+        b'{"data": {}, "metadata": null, "transient": {"display_id": []}, "execution_count": [[]]}',
+        b'{"data": {}, "metadata": {}, "transient": 7, "wait": [1]}',
+    ],
+)
+def test_whatever_a_message_holds_its_outputs_are_those_of_a_notebook(kind: str, content: bytes) -> None:
+    outputs = Outputs(limit_bytes=100_000)
+
+    outputs.add(raw(kind, content))
+
+    kept = checked({"outputs": outputs.as_nbformat()})
+    assert all(one["name"] in ("stdout", "stderr") for one in kept if one["output_type"] == "stream")
+
+
+async def test_json_that_is_too_deep_leaves_the_session_readable(api: Api, session_id: str) -> None:
+    code = """
+from IPython.display import display
+deep = []
+for _ in range(300): deep = [deep]
+display({"application/json": deep}, raw=True)
+print("after")
+"""
+    answer = await api.run(session_id, code)
+    found = await api.get(f"/api/sessions/{session_id}/executions")
+
+    assert answer["truncated"]
+    assert "nested deeper" in checked(answer)[0]["data"]["text/plain"]
+    assert answer["stdout"] == "after\n"
+    assert found["executions"][0]["outputs"] == answer["outputs"]
+
+
+@pytest.mark.parametrize(("levels", "kept"), [(90, True), (110, False)])
+async def test_json_that_is_kept_can_be_stored_listed_and_streamed(
+    api: Api, session_id: str, levels: int, kept: bool
+) -> None:
+    code = f"""
+from IPython.display import display
+deep = []
+for _ in range({levels}): deep = [deep]
+display({{"application/json": deep}}, raw=True)
+"""
+    async with api.stream(session_id, code) as stream:
+        events = await collected(stream)
+    found = await api.get(f"/api/sessions/{session_id}/executions")
+
+    assert events[-1].kind == "done"
+    assert ("application/json" in events[1].data["data"]) is kept
+    assert found["executions"][0]["outputs"] == events[-1].data["outputs"]

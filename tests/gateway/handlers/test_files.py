@@ -197,6 +197,36 @@ async def test_a_part_that_is_not_there_is_a_416_and_an_unknown_kind_of_range_is
     assert changed_since.content == b"0123456789"
 
 
+async def test_a_folder_is_no_file_for_head_either(api: Api, session_id: str) -> None:
+    await put(api, session_id, "folder/file", b"x")
+    url = f"/api/sessions/{session_id}/files/folder"
+
+    assert (await api.http.get(url)).status_code == (await api.http.head(url)).status_code == 409
+
+
+async def test_files_of_one_size_and_time_are_told_apart(api: Api, session_id: str) -> None:
+    url = f"/api/sessions/{session_id}/files"
+    await put(api, session_id, "a", b"one")
+    await put(api, session_id, "b", b"two")
+    await api.run(session_id, "import os; [os.utime(name, ns=(10**18, 10**18)) for name in 'ab']")
+    first = (await api.http.get(f"{url}/a")).headers["ETag"]
+
+    await api.post(f"{url}/move", {"source": "b", "target": "a", "overwrite": True})
+
+    changed = await api.http.get(f"{url}/a", headers={"If-None-Match": first})
+    assert (changed.status_code, changed.content) == (200, b"two")
+
+
+async def test_files_are_counted_after_a_move(api: Api, session_id: str) -> None:
+    for name in ("a", "b"):
+        await put(api, session_id, name, b"12345")
+    await api.post(f"/api/sessions/{session_id}/files/move", {"source": "a", "target": "b", "overwrite": True})
+
+    listed = (await api.get("/api/sessions?name=" + session_id))["sessions"]
+
+    assert [(one["file_count"], one["total_size_bytes"]) for one in listed if one["id"] == session_id] == [(1, 5)]
+
+
 async def test_a_file_that_the_client_has_already_is_not_sent_again(api: Api, session_id: str) -> None:
     url = f"/api/sessions/{session_id}/files/a"
     etag = (await api.http.put(url, content=b"one")).headers["ETag"]

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from gateway.app import running
+from gateway.config import Settings
 from tests.api import Api
 from tests.gateways import gateway_process
 
@@ -475,6 +477,106 @@ async def test_purge_removes_the_files_and_the_document(tmp_path: Path, session_
         assert len(files) == 1
         assert not list((tmp_path / "data").rglob("secret.txt"))
         assert session_id not in listed
+
+
+async def test_a_session_that_is_undeleted_before_its_purge_lives_on(api: Api, session_id: str) -> None:
+    url = f"/api/sessions/{session_id}"
+    await api.run(session_id, "open('kept.txt', 'w').write('kept')")
+
+    purging = asyncio.create_task(api.http.delete(f"{url}?purge=true"))
+    async with asyncio.timeout(30):
+        while (undeleted := await status(api, "POST", f"{url}/undelete")) in (404, 409):
+            pass
+    purged = await purging
+
+    assert undeleted == 200
+    assert (purged.status_code, purged.json()["code"]) == (409, "brought_back")
+    assert (await api.http.get(f"{url}/files/kept.txt")).text == "kept"
+    assert (await api.run(session_id, "open('kept.txt').read()"))["result"] == "'kept'"
+
+
+async def test_files_are_counted_also_when_nobody_holds_the_session(tmp_path: Path, session_id: str) -> None:
+    async with gateway_process(tmp_path / "data") as gateway:
+        async with Api(gateway.url) as api:
+            await api.run(session_id, "open('file', 'w').write('12345')")
+        await gateway.stop()
+        await gateway.start()
+        async with Api(gateway.url) as api:
+            found = await api.get(f"/api/sessions/{session_id}")
+            listed = (await api.get("/api/sessions"))["sessions"][0]
+
+    assert (found["file_count"], found["total_size_bytes"]) == (1, 5)
+    assert (listed["file_count"], listed["total_size_bytes"]) == (1, 5)
+
+
+async def test_files_that_a_purge_could_not_remove_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stays(name: bytes, folder: int) -> None:
+        raise OSError("it stays")
+
+    async with running(Settings(data_dir=tmp_path, port=0)) as gateway, Api(gateway.url) as api:
+        await api.http.put("/api/sessions/a/files/file", content=b"x")
+        monkeypatch.setattr("kernels.engines.local.delete_tree", stays)
+
+        told = await api.call("DELETE", "/api/sessions/a?purge=true", expect=500)
+
+        assert told["code"] == "files_stay"
+        assert (await api.post("/api/sessions/a/undelete", expect=410))["code"] == "session_purged"
+
+
+async def test_bulk_delete_leaves_out_what_another_gateway_holds(tmp_path: Path) -> None:
+    store = f"sqlite:///{tmp_path / 'shared.sqlite'}"
+    async with (
+        gateway_process(tmp_path / "one", store=store) as one,
+        gateway_process(tmp_path / "other", store=store) as other,
+        Api(one.url) as first,
+        Api(other.url) as second,
+    ):
+        await second.create(id="ours-too")
+        await first.run("theirs", "1")
+        await second.create(id="ours")
+
+        deleted = await second.call("DELETE", "/api/sessions")
+
+        assert sorted(deleted["deleted_sessions"]) == ["ours", "ours-too"]
+        assert await ids(second, "") == ["theirs"]
+
+
+async def test_a_session_that_plants_a_pipe_as_its_log_stops_only_itself(api: Api, session_id: str) -> None:
+    url = f"/api/sessions/{session_id}"
+    plant = """
+import os
+log = f"../../../logs/{os.path.basename(os.path.dirname(os.getcwd()))}/kernel.log"
+os.remove(log)
+os.mkfifo(log)
+"""
+    assert (await api.run(session_id, plant))["status"] == "ok"
+    await api.post(f"{url}/hibernate")
+
+    async with asyncio.timeout(20):
+        ran = await api.run(session_id, "1")
+        told = await api.http.get(f"{url}/logs")
+        health = await api.get("/api/health")
+
+    assert (ran["status"], ran["error"]["evalue"]) == ("died", "The session's log can't be written: not a regular file")
+    assert told.is_success
+    assert health["status"] == "ok"
+
+
+async def test_a_language_is_stored_and_told_by_its_own_name(api: Api, session_id: str) -> None:
+    created = await api.create(id=session_id, language="Py")
+
+    told = await api.run(session_id, "import os; os.environ['ERA_LANGUAGE']")
+
+    assert created["language"] == "python"
+    assert told["result"] == "'python'"
+
+
+@pytest.mark.parametrize("name", ["memory", "disk"])
+@pytest.mark.parametrize("size", [10**30, 2**63, "999999999999Ti", 0, "0M"])
+async def test_a_size_that_is_none_is_refused_and_named(api: Api, name: str, size: Any) -> None:
+    refused = await api.post("/api/sessions", {"resources": {name: size}}, 422)
+
+    assert name in refused["error"]
 
 
 async def test_bulk_delete_takes_all_that_match_and_nothing_else(api: Api, team: str) -> None:

@@ -186,6 +186,66 @@ async def test_an_exception_with_a_message_of_200_megabytes_is_cut(
     assert (await api.run(session_id, "1 + 1"))["result"] == "2"
 
 
+RAW = """
+from jupyter_client.session import Session
+kernel = get_ipython().kernel
+raw = Session(key=kernel.session.key, signature_scheme=kernel.session.signature_scheme)
+def publish(kind, content):
+    raw.send(kernel.iopub_socket, kind, content, parent=kernel.get_parent())
+"""
+
+
+async def test_errors_that_are_sent_past_our_kernels_limit_are_cut(
+    gateway: GatewayProcess, api: Api, session_id: str
+) -> None:
+    await api.run(session_id, RAW)
+    flood = "for _ in range(400): publish('error', {'ename': 'E', 'evalue': '', 'traceback': ['t' * 90_000] * 11})"
+
+    answer, growth = await peak_growth(gateway, api.run(session_id, flood))
+
+    assert answer["truncated"]
+    assert sum(len(line) for one in answer["outputs"] for line in one["traceback"]) < 11 * MEBI
+    assert growth < 400 * MEBI  # what is on its way counts too
+    assert (await api.run(session_id, "1 + 1"))["result"] == "2"
+
+
+async def test_a_stream_by_another_name_can_not_make_up_events(api: Api, session_id: str) -> None:
+    await api.run(session_id, RAW)
+    injected = "publish('stream', {'name': 'x\\ndata: 1\\n\\nevent: done', 'text': 'boo'}); print('end')"
+
+    async with api.stream(session_id, injected) as stream:
+        events = await collected(stream)
+
+    assert [event.kind for event in events] == ["start", "stdout", "done"]
+    assert events[-1].data["truncated"]
+
+
+async def test_a_thread_keeps_the_limit_of_a_run_of_long_ago(api: Api, session_id: str) -> None:
+    code = """
+import threading
+go = threading.Event()
+def talk():
+    go.wait()
+    for _ in range(20): print('x' * 1_000_000, flush=True)
+thread = threading.Thread(target=talk)
+thread.start()
+"""
+    first = await api.run(session_id, code)
+    for _ in range(300):
+        await api.run(session_id, "pass")
+
+    late = 0
+    async with api.events(f"/api/sessions/{session_id}/events") as stream:
+        await api.run(session_id, "go.set(); thread.join(); print('over')")
+        async for event in stream:
+            if event.kind == "stdout" and event.data["execution_id"] == first["execution_id"]:
+                late += len(event.data["text"])
+            elif event.kind == "stdout":
+                break
+
+    assert MEBI < late <= 10 * MEBI + 1
+
+
 async def test_what_is_cut_after_clear_output_is_told_too(api: Api, session_id: str) -> None:
     code = """
 from IPython.display import clear_output

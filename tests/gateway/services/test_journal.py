@@ -4,6 +4,7 @@ import asyncio
 import json
 import socket
 import time
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -13,7 +14,7 @@ import pytest
 from gateway.services.journal import Journal
 from tests.api import Api, Sse
 from tests.gateway.services.test_executions import collected, started, text_of
-from tests.gateways import GatewayProcess
+from tests.gateways import GatewayProcess, gateway_process
 
 MEBI = 2**20
 COUNT = "import time\nfor n in range(30): print(n, flush=True); time.sleep(0.05)"
@@ -141,6 +142,59 @@ def _send_and_never_read(url: str, session_id: str, code: str) -> socket.socket:
     ]
     one.sendall("\r\n".join(head).encode() + body)
     return one
+
+
+async def test_a_session_that_was_taken_up_anew_numbers_its_events_anew_and_says_so(tmp_path: Path) -> None:
+    async with gateway_process(tmp_path / "data") as first, Api(first.url) as api:
+        await api.run("kept", "1")
+        async with api.events("/api/sessions/kept/events") as stream:
+            [seen, *_] = await some(stream, 3)
+    async with gateway_process(tmp_path / "data") as second, Api(second.url) as api:
+        await api.run("kept", "print('anew')")
+
+        async with api.events("/api/sessions/kept/events", headers={"Last-Event-ID": seen.id}) as stream:
+            missed = await some(stream, 1)
+            await started(stream)
+        async with api.events("/api/sessions/kept/events", headers={"Last-Event-ID": missed[0].id}) as stream:
+            again = await some(stream, 1)
+
+    assert [(event.kind, event.data) for event in missed] == [("missed", {"count": None})]
+    assert again[0].kind == "state"
+    assert again[0].id.endswith(":1")
+
+
+async def test_the_id_of_another_run_does_not_hide_events(api: Api, session_id: str) -> None:
+    run = await api.post(f"/api/sessions/{session_id}/run", {"code": COUNT, "background": True})
+    path = f"/api/sessions/{session_id}/executions/{run['execution_id']}/events"
+
+    async with api.events(path, headers={"Last-Event-ID": "another:5"}) as stream:
+        events = await collected(stream)
+
+    assert text_of(events) == COUNTED
+
+
+async def test_the_events_of_a_purged_session_are_not_those_of_its_namesake(api: Api, session_id: str) -> None:
+    async with api.stream(session_id, "print('secret')") as stream:
+        events = await collected(stream)
+    path = f"/api/sessions/{session_id}"
+    await api.call("DELETE", f"{path}?purge=true")
+    await api.create(id=session_id)
+
+    followed = await api.http.get(f"{path}/executions/{events[0].data['execution_id']}/events")
+    resumed = await api.http.post(f"{path}/stream", headers={"Last-Event-ID": events[0].id})
+
+    assert (followed.status_code, resumed.status_code) == (404, 404)
+    assert "secret" not in followed.text + resumed.text
+
+
+async def test_methods_that_nobody_knows_are_counted_together(gateway: GatewayProcess, api: Api) -> None:
+    for method in ("FOO", "FOO2"):
+        await api.http.request(method, "/api/health")
+
+    counted = (await api.http.get("/metrics")).text
+
+    assert "FOO" not in counted
+    assert 'method="other"' in counted
 
 
 async def test_who_comes_too_late_is_told_how_much_was_missed() -> None:

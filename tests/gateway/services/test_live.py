@@ -490,3 +490,40 @@ threading.Thread(target=later).start()
     assert first["stdout"] == "a\n"
     assert second["stdout"] == "mine\nmine too\n"
     assert found == ["a\n", "from the thread\n"]
+
+
+# Changes from outside
+
+
+async def test_changes_of_a_busy_session_are_the_same_in_memory_and_in_the_store(tmp_path: Path) -> None:
+    async with gateway_process(tmp_path / "data") as gateway:
+        async with Api(gateway.url) as api:
+
+            async def change(n: int) -> None:
+                await api.call("PATCH", "/api/sessions/demo", {"data": {"last": n, f"k{n}": n}})
+
+            await api.run("demo", "1")
+            await asyncio.gather(
+                *(change(n) for n in range(20)),
+                *(api.run("demo", "1", update_data={"last": f"run {n}"}) for n in range(20)),
+            )
+            before = (await api.get("/api/sessions/demo"))["data"]
+        await gateway.kill()
+        await gateway.start()
+
+        async with Api(gateway.url) as api:
+            assert (await api.get("/api/sessions/demo"))["data"] == before
+        assert {f"k{n}" for n in range(20)} <= set(before)
+
+
+async def test_data_that_no_store_could_hold_is_refused(api: Api, session_id: str) -> None:
+    path, half = f"/api/sessions/{session_id}", "x" * 600_000
+    await api.run(session_id, "x = 1", update_data={"one": half})
+
+    by_run = await api.http.post(f"{path}/run", json={"code": "x = 2", "update_data": {"two": half}})
+    by_patch = await api.http.patch(path, json={"data": {"two": half}})
+    by_put = await api.http.put(path, json={"metadata": {"two": half + half}})
+
+    for answer in (by_run, by_patch, by_put):
+        assert (answer.status_code, answer.json()["code"]) == (413, "too_large")
+    assert (await api.run(session_id, "x"))["result"] == "1"

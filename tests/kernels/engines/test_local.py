@@ -7,12 +7,21 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any, Literal
+from uuid import uuid4
 
 import psutil
 import pytest
 import pytest_asyncio
+import zmq.asyncio
 
+from kernels.engine import Launch, Limits, SetupStep
 from kernels.engines import processes
+from kernels.engines.local import LocalEngine
+from kernels.engines.logs import LIMIT_BYTES, Log
+from kernels.engines.overlay import Overlay, probe
+from kernels.errors import StartFailed
+from kernels.kernel import running
 from tests.api import Api
 from tests.gateway.services.test_executions import collected, marked, marker, peak_growth, started, text_of  # noqa: F401
 from tests.gateways import GatewayProcess, gateway_process
@@ -164,3 +173,154 @@ time.sleep(60)
         process.kill()
         process.wait()
         process.communicate()
+
+
+# What a session may do to its own place, and to its logs
+
+
+@pytest.fixture
+async def engine(tmp_path: Path) -> AsyncIterator[LocalEngine]:
+    made = LocalEngine(tmp_path)
+    async with made.opened():
+        yield made
+
+
+def launch(engine: LocalEngine, **changes: Any) -> Launch:
+    return Launch(kernel_id=str(uuid4()), place="place", spec=engine.kernelspecs()["python3"], **changes)
+
+
+async def start(engine: LocalEngine) -> None:
+    async with engine.start(launch(engine)):
+        pass
+
+
+async def set_up(engine: LocalEngine) -> None:
+    await engine.run_setup(launch(engine), [SetupStep("command", ("true",))])
+
+
+@pytest.mark.parametrize("name", ["kernel", "setup"])
+@pytest.mark.parametrize("kind", ["pipe", "link", "folder"])
+async def test_a_log_that_became_something_else_stops_nobody(
+    engine: LocalEngine, tmp_path: Path, name: Literal["kernel", "setup"], kind: str
+) -> None:
+    log, elsewhere = tmp_path / "logs" / "place" / f"{name}.log", tmp_path / "elsewhere"
+    log.parent.mkdir(parents=True)
+    {"pipe": os.mkfifo, "folder": os.mkdir, "link": lambda path: os.symlink(elsewhere, path)}[kind](log)
+
+    async with asyncio.timeout(10):
+        with pytest.raises(StartFailed, match="log"):
+            await (set_up(engine) if name == "setup" else start(engine))
+        assert await engine.log("place", name, 100) == ""
+
+    assert not elsewhere.exists()
+
+
+async def test_logs_are_not_in_the_place_and_go_with_it(engine: LocalEngine, tmp_path: Path) -> None:
+    await engine.run_setup(launch(engine), [SetupStep("command", ("echo first",))])
+    await engine.run_setup(launch(engine), [SetupStep("command", ("echo second",))])
+
+    told = await engine.log("place", "setup", 1000)
+    inside = list((tmp_path / "sessions" / "place").rglob("*.log"))
+    await engine.remove("place")
+
+    assert told == "$ command echo second\nsecond\n"
+    assert inside == []
+    assert await engine.log("place", "setup", 1000) == ""
+    assert not (tmp_path / "logs" / "place").exists()
+
+
+def test_a_log_that_has_grown_too_long_keeps_its_end(tmp_path: Path) -> None:
+    log = Log(tmp_path / "logs" / "a.log")
+    with log.opened() as output:
+        output.write("x" * LIMIT_BYTES + "the end\n")
+
+    with log.opened() as output:
+        output.write("more\n")
+
+    assert log.path.stat().st_size < LIMIT_BYTES / 2
+    assert log.tail(13) == "the end\nmore\n"
+    assert log.tail(1000, start=log.path.stat().st_size - 5) == "more\n"
+
+
+@pytest.mark.parametrize("planted", ["pyvenv.cfg", "bin", "bin/pip", "lib", "lib/{python}/site-packages"])
+@pytest.mark.parametrize("kind", ["pipe", "link"])
+async def test_an_overlay_is_made_without_following_what_was_planted_in_it(
+    tmp_path: Path, planted: str, kind: str
+) -> None:
+    interpreter = probe(sys.executable)
+    overlay, elsewhere = Overlay(tmp_path / "overlay"), tmp_path / "elsewhere"
+    path = overlay.root / planted.format(python=f"python{interpreter.version}")
+    path.parent.mkdir(parents=True)
+    elsewhere.mkdir()
+    (elsewhere / "pip").write_text("kept")
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(elsewhere / "pip" if path.suffix or path.name == "pip" else elsewhere)
+
+    async with asyncio.timeout(10):
+        await asyncio.to_thread(overlay.prepare, interpreter)
+
+    assert os.listdir(elsewhere) == ["pip"]
+    assert (elsewhere / "pip").read_text() == "kept"
+    assert os.access(overlay.bin / "pip", os.X_OK)
+    assert sorted(os.listdir(overlay.bin)) == ["pip", "pip3", "python", "python3"]
+    assert not (overlay.root / "pyvenv.cfg").is_symlink()
+    assert await processes.exited(subprocess.Popen([overlay.python, "-c", "import pytest"])) == 0
+
+
+async def test_a_place_that_can_not_be_removed_is_told_and_stays_forgotten(
+    engine: LocalEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = await engine.workspace("place", None)
+    deep = tmp_path / "sessions" / "place" / "home" / "read-only"
+    deep.mkdir(parents=True)
+    (deep / "file").touch()
+    deep.chmod(0o500)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("kernels.engines.local.delete_tree", stays)
+        with pytest.raises(OSError, match="it stays"):
+            await engine.remove("place")
+    await engine.remove("place")
+
+    assert not (tmp_path / "sessions" / "place").exists()
+    assert await engine.workspace("place", None) is not workspace
+
+
+def stays(name: bytes, folder: int) -> None:
+    raise OSError("it stays")
+
+
+async def test_only_what_this_start_printed_is_quoted(engine: LocalEngine, tmp_path: Path) -> None:
+    with Log(tmp_path / "logs" / "place" / "kernel.log").opened() as output:
+        output.write("from an earlier start\n")
+    context = zmq.asyncio.Context()
+
+    with pytest.raises(StartFailed, match="no-such-module") as failed:
+        async with running(engine, launch(engine, env={"PYTHONHOME": "/no-such-module"}), context, 60):
+            pass
+
+    context.destroy(linger=0)
+    assert "from an earlier start" not in str(failed.value)
+    assert "no-such-module" not in failed.value.sentence
+
+
+async def test_the_watch_over_memory_survives_what_nobody_foresaw(
+    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage, calls = processes.usage, 0
+
+    def fails_at_first(pid: int) -> tuple[float, int, int]:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise RuntimeError("nobody foresaw this")
+        return usage(pid)
+
+    monkeypatch.setattr(processes, "usage", fails_at_first)
+    async with engine.start(launch(engine, limits=Limits(memory_bytes=1_000_000))) as process:
+        async with asyncio.timeout(30):
+            exit_ = await process.ended()
+
+    assert exit_.out_of_memory

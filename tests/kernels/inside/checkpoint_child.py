@@ -3,6 +3,8 @@
 Reads one JSON request a line, answers with one JSON line.
 """
 
+from __future__ import annotations
+
 import importlib
 import json
 import os
@@ -29,7 +31,7 @@ def run(shell: Any, cells: str) -> str | None:
         result = shell.run_cell(cell, store_history=True)
         error = result.error_before_exec or result.error_in_exec
         if error is not None:
-            return "".join(traceback.format_exception(error))[-3000:]
+            return "".join(traceback.format_exception(type(error), error, error.__traceback__))[-3000:]
     return None
 
 
