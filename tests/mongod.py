@@ -49,7 +49,7 @@ class Mongod:
             *("--wiredTigerCacheSizeGB", "0.25", "--setParameter", "diagnosticDataCollectionEnabled=false"),
             *("--wiredTigerEngineConfigString", "log=(prealloc=false,file_max=10MB)"),
         ]
-        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)  # noqa: S603 - our own command
+        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         with self.client() as client:
             client.admin.command("ping")
 

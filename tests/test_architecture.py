@@ -12,7 +12,7 @@ PACKAGES = ("gateway", "kernels")
 def test_every_import_keeps_the_rules() -> None:
     lint = "from importlinter.cli import lint_imports_command; lint_imports_command()"
 
-    result = subprocess.run(  # noqa: S603 - import-linter has no `python -m`
+    result = subprocess.run(
         [sys.executable, "-c", lint, "--no-cache", "--no-logo"],
         cwd=ROOT,
         env={"PATH": "", "COLUMNS": "200"},

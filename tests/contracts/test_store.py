@@ -56,6 +56,7 @@ def no_socket_left_for_later_tests() -> Iterator[None]:
     yield
     gc.collect()
 
+
 Driver = Literal["motor", "pymongo"]
 
 T0 = datetime(2026, 1, 20, 10, 0, 0, 123456, UTC)

@@ -15,7 +15,7 @@ def program(path: Path, text: str) -> None:
 
 
 def chosen(path: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(  # noqa: S603 - our own script
+    return subprocess.run(
         ["/bin/bash", str(SCRIPT)], env={"PATH": str(path), **env}, capture_output=True, text=True, check=False
     )
 

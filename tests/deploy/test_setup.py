@@ -32,7 +32,7 @@ class Checkout:
 
     def begin(self) -> "subprocess.Popen[bytes]":
         env = {name: value for name, value in os.environ.items() if name not in {"GATEWAY_VENV_DIR", "PYTHON"}}
-        return subprocess.Popen(  # noqa: S603 - our own script
+        return subprocess.Popen(
             ["/bin/bash", str(self.root / "deploy" / "setup.sh")], cwd="/", env=env, start_new_session=True
         )
 
@@ -43,7 +43,7 @@ class Checkout:
 
 
 def said(*command: str | Path) -> str:
-    return subprocess.run(command, cwd="/", capture_output=True, text=True, check=True).stdout  # noqa: S603 - our own
+    return subprocess.run(command, cwd="/", capture_output=True, text=True, check=True).stdout
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_a_folder_that_is_no_environment_is_left_alone(checkout: Checkout, tmp_p
     (tmp_path / "thesis.txt").touch()
     script = checkout.root / "deploy" / "setup.sh"
 
-    result = subprocess.run(  # noqa: S603 - our own script
+    result = subprocess.run(
         ["/bin/bash", str(script)], env={**os.environ, "GATEWAY_VENV_DIR": str(tmp_path)}, check=False
     )
 

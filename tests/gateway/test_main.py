@@ -205,9 +205,7 @@ async def test_a_store_that_can_not_be_opened_is_one_sentence_without_its_passwo
     with contextlib.closing(sqlite3.connect(tmp_path / "newer")) as connection:
         connection.execute("PRAGMA user_version = 1000000")
 
-    code, words = await refused(
-        tmp_path, "--store", store.format(text=tmp_path / "text", newer=tmp_path / "newer")
-    )
+    code, words = await refused(tmp_path, "--store", store.format(text=tmp_path / "text", newer=tmp_path / "newer"))
 
     assert code == 1
     assert words.startswith("gateway: --store: ")

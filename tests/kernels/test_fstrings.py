@@ -201,7 +201,7 @@ def run(cell: str, names: dict[str, Any] = NAMES) -> dict[str, Any]:
 
 def ask(python: str, program: str, question: object) -> Any:
     command = [python, "-W", "ignore", "-c", textwrap.dedent(program)]
-    answer = subprocess.run(command, input=json.dumps(question), capture_output=True, text=True, check=True)  # noqa: S603
+    answer = subprocess.run(command, input=json.dumps(question), capture_output=True, text=True, check=True)
     return json.loads(answer.stdout)
 
 
@@ -211,7 +211,7 @@ def newer_python() -> str:
     for name in (sys.executable, "python3.12", "python3.13", "python3.14"):
         path = shutil.which(name)
         is_newer = "import sys; sys.exit(sys.version_info < (3, 12))"
-        if path and subprocess.run([path, "-c", is_newer], capture_output=True, check=False).returncode == 0:  # noqa: S603
+        if path and subprocess.run([path, "-c", is_newer], capture_output=True, check=False).returncode == 0:
             return path
     pytest.skip("no Python from 3.12 on is here")
 

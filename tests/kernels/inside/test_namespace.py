@@ -498,7 +498,7 @@ def pl() -> Any:
 
 def test_numpy_and_pandas_are_not_imported_to_look() -> None:
     program = "from kernels.inside.namespace import *; list_variables({'x': [1]}); import sys; print(*sys.modules)"
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)  # noqa: S603
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
 
     assert not {"numpy", "pandas", "inspect", "asyncio", "pydantic"} & set(result.stdout.split())
 
