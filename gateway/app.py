@@ -148,19 +148,9 @@ async def _opened(store: Store, settings: Settings) -> AsyncIterator[None]:
             await stack.enter_async_context(store.opened())
         except GatewayError as error:
             raise CannotStart(f"--store: {error.sentence}") from None
-        except _opening_errors(settings) as error:
-            if isinstance(error, OSError | sqlite3.Error):
-                raise CannotStart(f"--store: {settings.store_uri} can't be opened: {error}") from None
-            raise CannotStart(f"--store: that MongoDB address can't be used ({type(error).__name__}).") from None
+        except (OSError, sqlite3.Error) as error:
+            raise CannotStart(f"--store: {settings.store_uri} can't be opened: {error}") from None
         yield
-
-
-def _opening_errors(settings: Settings) -> tuple[type[Exception], ...]:
-    if settings.store_uri.startswith("sqlite:"):
-        return OSError, sqlite3.Error
-    from pymongo.errors import PyMongoError
-
-    return PyMongoError, ValueError
 
 
 @contextlib.contextmanager

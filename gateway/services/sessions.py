@@ -191,6 +191,7 @@ class SessionService:
             ),
             setup=request.setup,
         )  # fmt: skip
+        check_size(session)
         await self._store.create_session(session)
         live = await self._live.hold(session)
         if start:

@@ -10,7 +10,9 @@ from contextlib import asynccontextmanager
 from typing import Any, Literal
 
 from pymongo import AsyncMongoClient
+from pymongo.errors import PyMongoError
 
+from gateway.errors import Invalid
 from gateway.stores.mongo_history import MongoHistory
 from gateway.stores.mongo_schema import Document
 from gateway.stores.mongo_sessions import MongoSessions
@@ -41,7 +43,10 @@ class MongoStore(MongoSessions, MongoHistory):
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[None]:
-        client = _connect(self._uri, self._driver)
+        try:
+            client = _connect(self._uri, self._driver)
+        except (PyMongoError, ValueError) as error:  # its words may hold the password
+            raise Invalid(f"that MongoDB address can't be used ({type(error).__name__}).", field="store") from None
         self._open(client.get_default_database("gateway"))
         try:
             yield
