@@ -149,7 +149,8 @@ async def _opened(store: Store, settings: Settings) -> AsyncIterator[None]:
         except GatewayError as error:
             raise CannotStart(f"--store: {error.sentence}") from None
         except (OSError, sqlite3.Error) as error:
-            raise CannotStart(f"--store: {settings.store_uri} can't be opened: {error}") from None
+            where = settings.store_uri if settings.store_uri.startswith("sqlite:") else "MongoDB"
+            raise CannotStart(f"--store: {where} can't be opened: {error}") from None
         yield
 
 

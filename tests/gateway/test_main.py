@@ -193,6 +193,7 @@ async def test_a_store_that_is_none_is_named(tmp_path: Path) -> None:
         "mongodb://u:hush-hush@h:port/",
         "mongodb://u:hush-hush@/x",
         "mongodb://u:hush-hush@h/a b.c",
+        "mongodb://u:hush-hush@h/?tls=true&tlsCAFile=/no/such/file",
         "sqlite:////proc/no/such/folder.sqlite",
         "sqlite:///",
         "sqlite:////dev/null/file",
