@@ -16,7 +16,7 @@ import zmq.asyncio
 
 from kernels.channels import Channels, Request, connected
 from kernels.engine import Engine, Exit, KernelProcess, Launch
-from kernels.errors import KernelGone, NotOffered, StartFailed
+from kernels.errors import KernelGone, KernelsError, NotOffered, StartFailed
 from kernels.fstrings import for_python_before_312
 from kernels.messages import Message
 from kernels.outputs import Event, Outputs
@@ -28,6 +28,10 @@ OnInput = Callable[[str, bool], None]  # prompt, whether it is a password
 
 _LAST_WORDS_S = 0.05  # how long after its death a kernel's messages are still read
 _LOST_IDLE_S = 2.0
+
+
+class _NeverBegan(KernelsError):
+    """An interrupt came when the kernel had the request but had not begun the cell: it drops it, without a reply."""
 
 
 class Execution:
@@ -170,7 +174,10 @@ class Kernel:
             await asyncio.wait({done}, timeout=_LOST_IDLE_S)
             if not done.done() and execution.request.reply is not None:
                 await self._look_for_idle(execution)
-        reply = await done
+        try:
+            reply = await done
+        except _NeverBegan:
+            return {"status": "error", "ename": "KeyboardInterrupt", "evalue": "", "traceback": []}
         if reply.metadata.get("session_gateway", {}).get("truncated"):
             execution.outputs.truncated = True
         return reply.content
@@ -192,6 +199,8 @@ class Kernel:
                 break
             await self.interrupt()
             await asyncio.wait({execution.request.done}, timeout=grace_s / 3)
+            if execution.request.idle_seen:  # its reply was sent before: if it is not here by now, there is none
+                execution.request.fail(_NeverBegan())
         if not execution.ended:
             await self.process.kill("It was ended because its cell would not stop.")
             await asyncio.wait({self.ended})
