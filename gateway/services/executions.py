@@ -219,13 +219,16 @@ class ExecutionService:
 
     async def _ready(self, live: LiveSession, run: Run) -> Kernel | None:
         """The kernel, or None once the run is to be stopped, which does not wait for a start or a setup."""
-        starting, stopping = asyncio.ensure_future(live.ready()), asyncio.ensure_future(run.stop_asked.wait())
-        try:
-            await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            return await starting if starting.done() else None
-        finally:
-            starting.cancel()
-            stopping.cancel()
+        while not run.stop_asked.is_set():
+            starting, stopping = asyncio.ensure_future(live.ready()), asyncio.ensure_future(run.stop_asked.wait())
+            try:
+                await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                if starting.done() and live.serves(kernel := starting.result()):
+                    return kernel  # with nothing awaited since it was looked at
+            finally:
+                starting.cancel()
+                stopping.cancel()
+        return None
 
     async def _run_cell(self, kernel: Kernel, run: Run) -> tuple[Status, RunError | None, bool]:
         """How it ended, the error if there was one, and whether the kernel still has its variables."""

@@ -167,6 +167,10 @@ class LiveSession:
         stopped = self._stop is not None and self._stop.done()
         return stopped or (self.kernel is not None and self.kernel.ended.done())
 
+    def serves(self, kernel: Kernel) -> bool:
+        """Whether this is the kernel, and nobody has asked for its end."""
+        return self.kernel is kernel and not kernel.ended.done() and self._stop is not None and not self._stop.done()
+
     def _begin(self) -> None:
         self._check_room()
         loop = asyncio.get_running_loop()
