@@ -28,6 +28,7 @@ OnInput = Callable[[str, bool], None]  # prompt, whether it is a password
 
 _LAST_WORDS_S = 0.05  # how long after its death a kernel's messages are still read
 _LOST_IDLE_S = 2.0
+_LONGEST_PROMPT = 10_000  # characters
 
 
 class _NeverBegan(KernelsError):
@@ -52,13 +53,14 @@ class Execution:
 
     def take(self, message: Message) -> None:
         if message.type == "execute_input":
-            self.execution_count = message.content.get("execution_count")
+            count = message.content.get("execution_count")
+            self.execution_count = count if isinstance(count, int) else None
         elif event := self.outputs.add(message):
             self._on_event(event)
 
     def ask_input(self, message: Message) -> None:
         self.input_request = message
-        self._on_input(str(message.content.get("prompt", "")), bool(message.content.get("password")))
+        self._on_input(str(message.content.get("prompt", ""))[:_LONGEST_PROMPT], bool(message.content.get("password")))
 
 
 class Kernel:
