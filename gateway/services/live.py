@@ -158,7 +158,7 @@ class LiveSession:
             assert self._started is not None
             if not self._ending:
                 kernel = await asyncio.shield(self._started)
-                if kernel is self.kernel and not self._ending:
+                if self.serves(kernel):
                     return kernel
             await self._owned.wait()
 
@@ -169,7 +169,7 @@ class LiveSession:
 
     def serves(self, kernel: Kernel) -> bool:
         """Whether this is the kernel, and nobody has asked for its end."""
-        return self.kernel is kernel and not kernel.ended.done() and self._stop is not None and not self._stop.done()
+        return self.kernel is kernel and not self._ending
 
     def _begin(self) -> None:
         self._check_room()

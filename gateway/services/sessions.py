@@ -74,7 +74,6 @@ class SessionService:
         self._live = live
         self._recorder = recorder
         self._spawn = spawn
-        self._measured: dict[str, float] = {}
 
     # Finding
 
