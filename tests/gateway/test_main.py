@@ -296,7 +296,7 @@ async def test_sessions_are_kept_where_the_store_option_says(tmp_path: Path) -> 
 
 async def test_what_a_kernel_printed_before_it_failed_is_told_but_not_logged(tmp_path: Path) -> None:
     async with gateway_process(tmp_path / "data") as gateway, Api(gateway.url) as api:
-        await api.create(id="a", env={"PYTHONHOME": "/hush-hush"})
+        await api.create(id="a", env={"PYTHONIOENCODING": "hush-hush"})
         told = await api.run("a", "1")
         await gateway.stop()
         logged = gateway.log()

@@ -47,12 +47,16 @@ def launch(engine: LocalEngine, **changes: Any) -> Launch:
     return Launch(kernel_id=str(uuid4()), place=uuid4().hex, spec=engine.kernelspecs()["python3"], **changes)
 
 
+def ignore_input(prompt: str, password: bool) -> None:
+    pass
+
+
 @asynccontextmanager
 async def executing(kernel: Kernel, code: str, **more: Any) -> AsyncIterator[tuple[Any, list[Event]]]:
     """A cell and the events that it has sent so far."""
     events: list[Event] = []
     keywords: dict[str, Any] = {
-        "on_input": lambda prompt, password: None,
+        "on_input": ignore_input,
         "output_limit_bytes": 1_000_000,
         "grace_s": 1.0,
         **more,
@@ -87,9 +91,12 @@ async def test_leaving_early_interrupts_the_cell_and_waits_for_its_end(kernel: K
 
 
 async def test_leaving_a_cell_that_will_not_stop_ends_the_kernel(kernel: Kernel) -> None:
-    code = "import time\nwhile True:\n  try: time.sleep(60)\n  except KeyboardInterrupt: pass"
-    async with executing(kernel, code):
-        pass
+    code = "import time\nwhile True:\n  try: print('begun', flush=True); time.sleep(60)\n  except KeyboardInterrupt: pass"
+    begun = asyncio.Event()
+    async with kernel.execute(
+        uuid4().hex, code, on_event=lambda _: begun.set(), on_input=ignore_input, output_limit_bytes=1000, grace_s=1.0
+    ):
+        await begun.wait()
 
     exit_ = await kernel.ended
     assert "would not stop" in exit_.reason
@@ -111,9 +118,9 @@ async def test_a_cell_is_inspected_while_it_runs(kernel: Kernel) -> None:
 
 async def test_a_kernel_that_does_not_come_up_says_why(engine: LocalEngine, context: zmq.asyncio.Context) -> None:
     before = children()
-    with pytest.raises(StartFailed, match="no-such-module"):
+    with pytest.raises(StartFailed, match="no-such-codec"):
         async with running(
-            engine, launch(engine, env={"PYTHONSTARTUP": "", "PYTHONHOME": "/no-such-module"}), context, 60
+            engine, launch(engine, env={"PYTHONIOENCODING": "no-such-codec"}), context, 60
         ):
             pass
 

@@ -17,14 +17,6 @@ from kernels.paths import Folders, Parts, delete_tree, is_hidden, open_root, par
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
-    folder = tmp_path / "workspace"
-    folder.mkdir()
-    (tmp_path / "secret").write_text("secret")
-    return folder
-
-
-@pytest.fixture
 def as_nobody(root: Path) -> Iterator[None]:
     """Root may open anything; whoever runs a gateway may not."""
     if os.geteuid():

@@ -22,14 +22,6 @@ MIB = 1 << 20
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
-    folder = tmp_path / "workspace"
-    folder.mkdir()
-    (tmp_path / "secret").write_text("secret")
-    return folder
-
-
-@pytest.fixture
 def workspace(root: Path) -> LocalWorkspace:
     return LocalWorkspace(root, quota_bytes=10 * MIB)
 

@@ -508,6 +508,7 @@ async def test_changes_of_a_busy_session_are_the_same_in_memory_and_in_the_store
                 *(api.run("demo", "1", update_data={"last": f"run {n}"}) for n in range(20)),
             )
             before = (await api.get("/api/sessions/demo"))["data"]
+            await api.get("/api/sessions/demo/states")  # which waits for what is written behind the answers
         await gateway.kill()
         await gateway.start()
 

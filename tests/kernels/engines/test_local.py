@@ -297,13 +297,13 @@ async def test_only_what_this_start_printed_is_quoted(engine: LocalEngine, tmp_p
         output.write("from an earlier start\n")
     context = zmq.asyncio.Context()
 
-    with pytest.raises(StartFailed, match="no-such-module") as failed:
-        async with running(engine, launch(engine, env={"PYTHONHOME": "/no-such-module"}), context, 60):
+    with pytest.raises(StartFailed, match="no-such-codec") as failed:
+        async with running(engine, launch(engine, env={"PYTHONIOENCODING": "no-such-codec"}), context, 60):
             pass
 
     context.destroy(linger=0)
     assert "from an earlier start" not in str(failed.value)
-    assert "no-such-module" not in failed.value.sentence
+    assert "no-such-codec" not in failed.value.sentence
 
 
 async def test_the_watch_over_memory_survives_what_nobody_foresaw(
