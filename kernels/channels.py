@@ -1,7 +1,6 @@
 """One kernel's ZMQ sockets: requests go out, and all that comes back is routed by its parent id."""
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -68,6 +67,7 @@ class Channels:
         self._requests: dict[str, Request] = {}
         self._listeners: list[Listener] = []
         self._broken: Exception | None = None
+        self.reading: asyncio.Task[None]  # ends, before it is cancelled, only by what nobody foresaw
         self.shell = self._connect(context, connection, "shell", zmq.DEALER)
         self.control = self._connect(context, connection, "control", zmq.DEALER)
         self.stdin = self._connect(context, connection, "stdin", zmq.DEALER)
@@ -190,13 +190,14 @@ class Channels:
 async def connected(context: zmq.asyncio.Context, connection: Mapping[str, Any]) -> AsyncIterator[Channels]:
     """The channels of a kernel, read from until the block is left."""
     channels = Channels(context, connection)
-    reading = asyncio.create_task(channels.read())
+    channels.reading = asyncio.create_task(channels.read())
     try:
         yield channels
     finally:
         channels.fail(KernelGone("The connection to the kernel was closed."))
-        reading.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await reading
+        channels.reading.cancel()
+        await asyncio.wait({channels.reading})
+        if not channels.reading.cancelled() and (error := channels.reading.exception()) is not None:
+            log.error("The connection to a kernel broke", exc_info=error)
         for socket in (channels.shell, channels.control, channels.stdin, channels.iopub):
             socket.close()

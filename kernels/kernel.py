@@ -261,8 +261,15 @@ class Kernel:
             await asyncio.wait({self.ended})
 
     async def watch(self) -> None:
-        """Wait for the process to end, read its last words, then let everybody who waits know."""
-        exit_ = await self.process.ended()
+        """Wait for the process to end, read its last words, then let everybody who waits know.
+
+        A kernel that can't be heard any more is ended: nobody may wait for it.
+        """
+        ended = asyncio.ensure_future(self.process.ended())
+        await asyncio.wait({ended, self.channels.reading}, return_when=asyncio.FIRST_COMPLETED)
+        if not ended.done():
+            await self.process.kill("It was ended because the connection to it broke.")
+        exit_ = await ended
         await asyncio.sleep(_LAST_WORDS_S)
         self.channels.fail(KernelGone(exit_.reason))
         self.ended.set_result(exit_)

@@ -104,6 +104,19 @@ async def test_leaving_a_cell_that_will_not_stop_ends_the_kernel(kernel: Kernel)
         await run(kernel, "1")
 
 
+async def test_a_kernel_that_can_not_be_heard_any_more_is_ended(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def breaks(socket: zmq.asyncio.Socket) -> list[bytes]:
+        raise zmq.ZMQError(zmq.ETERM)
+
+    monkeypatch.setattr(zmq.asyncio.Socket, "recv_multipart", breaks)
+    with pytest.raises(KernelGone, match="connection to it broke"):
+        await run(kernel, "1")
+
+    assert "connection to it broke" in (await kernel.ended).reason
+
+
 async def test_a_cell_is_inspected_while_it_runs(kernel: Kernel) -> None:
     await run(kernel, "some_name = 1")
     async with executing(kernel, "import time; time.sleep(600)") as (cell, _):
