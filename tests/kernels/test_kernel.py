@@ -91,7 +91,7 @@ async def test_leaving_early_interrupts_the_cell_and_waits_for_its_end(kernel: K
 
 
 async def test_leaving_a_cell_that_will_not_stop_ends_the_kernel(kernel: Kernel) -> None:
-    code = "import time\nwhile True:\n  try: print('begun', flush=True); time.sleep(60)\n  except KeyboardInterrupt: pass"
+    code = "import time\nwhile True:\n  try: print('begun'), time.sleep(60)\n  except KeyboardInterrupt: pass"
     begun = asyncio.Event()
     async with kernel.execute(
         uuid4().hex, code, on_event=lambda _: begun.set(), on_input=ignore_input, output_limit_bytes=1000, grace_s=1.0
