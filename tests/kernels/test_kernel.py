@@ -132,9 +132,7 @@ async def test_a_cell_is_inspected_while_it_runs(kernel: Kernel) -> None:
 async def test_a_kernel_that_does_not_come_up_says_why(engine: LocalEngine, context: zmq.asyncio.Context) -> None:
     before = children()
     with pytest.raises(StartFailed, match="no-such-codec"):
-        async with running(
-            engine, launch(engine, env={"PYTHONIOENCODING": "no-such-codec"}), context, 60
-        ):
+        async with running(engine, launch(engine, env={"PYTHONIOENCODING": "no-such-codec"}), context, 60):
             pass
 
     assert children() <= before
