@@ -22,6 +22,7 @@ from tornado.netutil import bind_sockets
 from tornado.web import Application
 
 from gateway.background.reaper import Reaper
+from gateway.background.saver import Saver
 from gateway.background.supervisor import Supervisor
 from gateway.config import Settings
 from gateway.errors import GatewayError
@@ -35,6 +36,8 @@ from gateway.services.introspection import IntrospectionService
 from gateway.services.live import Live, Tools
 from gateway.services.recorder import Recorder
 from gateway.services.sessions import SessionService
+from gateway.services.snapshots import SnapshotService
+from gateway.services.vault import Vault
 from gateway.stores.base import Store
 from gateway.stores.sqlite import SqliteStore
 from kernels.engine import Engine
@@ -82,7 +85,8 @@ class Gateway:
         except TimeoutError:
             log.info("Runs are interrupted: the grace time is over")
         await services.executions.stop_all()
-        await asyncio.gather(*(live.close("The gateway stopped.") for live in services.live), return_exceptions=True)
+        closing = (live.close("The gateway stopped.", save=live.session.persistent) for live in services.live)
+        await asyncio.gather(*closing, return_exceptions=True)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(2):
                 await self._server.close_all_connections()
@@ -196,6 +200,7 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
                 url = _url(settings, sockets)
                 services = _services(settings, store, engine, metrics, context, background, url)
                 supervisor = Supervisor(settings, store, services.live, services.recorder)
+                saver = Saver(settings, services.live, background.spawn)
                 reaper = Reaper(settings, store, services.live, services.sessions, background.spawn)
                 await supervisor.beat()
                 server = Server(
@@ -204,6 +209,8 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
                 server.add_sockets(sockets)
                 background.spawn(every(settings.heartbeat_interval_s, supervisor.beat))
                 background.spawn(every(settings.reaper_interval_s, reaper.sweep))
+                if settings.autosave:
+                    background.spawn(every(settings.reaper_interval_s, saver.sweep))
                 background.spawn(every(30 * settings.reaper_interval_s, reaper.sweep_unheld))
                 gateway = Gateway(services, engine, server, url)
                 try:
@@ -219,13 +226,15 @@ def _services(
     background: Tasks, url: str,
 ) -> Services:  # fmt: skip
     recorder = Recorder(store, background.spawn, metrics, settings.holder_timeout_s)
+    vault = Vault(settings, store, engine)
     live = Live(
         Tools(
             settings=settings, store=store, engine=engine, context=context, recorder=recorder, spawn=background.spawn,
             metrics=metrics, starting=asyncio.Semaphore(settings.start_concurrency), base_url=lambda: url,
+            vault=vault,
         )
     )  # fmt: skip
-    sessions = SessionService(settings, store, engine, live, recorder, background.spawn)
+    sessions = SessionService(settings, store, engine, live, vault, recorder, background.spawn)
     return Services(
         settings=settings,
         store=store,
@@ -233,6 +242,7 @@ def _services(
         sessions=sessions,
         executions=ExecutionService(settings, store, live, sessions, recorder, background.spawn, metrics),
         introspection=IntrospectionService(settings, sessions),
+        snapshots=SnapshotService(settings, store, engine, live, sessions, vault, recorder, background.spawn),
         idempotency=IdempotencyService(settings, recorder),
         recorder=recorder,
         metrics=metrics,

@@ -65,6 +65,20 @@ class Settings(BaseSettings):
         default=60, description="how long a session that sleeps is held, and kept in memory, when nobody uses it"
     )
 
+    autosave: bool = Field(default=True, description="save the variables of sessions that have changed and are quiet")
+    autosave_quiet_s: Annotated[float, Field(ge=0)] = Field(default=5, description="how long a session must be quiet")
+    autosave_interval_s: Annotated[float, Field(ge=0)] = Field(default=60, description="at least, between two saves")
+    autosaves_kept: Annotated[int, Field(ge=1)] = Field(default=2, description="of each session; older ones are removed")
+    snapshots_kept: Annotated[int, Field(ge=1)] = Field(default=100, description="of each session, of those asked for")
+    snapshots_max_age_s: Annotated[float, Field(gt=0)] | None = None
+    snapshot_wait_s: Annotated[float, Field(gt=0)] = Field(
+        default=300, description="how long a snapshot or duplicate waits for a cell that runs"
+    )
+    checkpoint_timeout_s: Annotated[float, Field(gt=0)] = Field(
+        default=300, description="for writing the variables of a session, or reading them"
+    )
+    blobs: str = Field(default="", description="where snapshots' bytes are: s3://BUCKET/PREFIX …; empty is the data folder")
+
     output_limit_bytes: Annotated[int, Field(ge=1000)] = 10 * MEBI
     body_limit_bytes: Annotated[int, Field(ge=1000)] = 32 * MEBI
     upload_limit_bytes: Annotated[int, Field(ge=1000)] = 64 * 1024 * MEBI

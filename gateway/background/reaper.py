@@ -71,12 +71,13 @@ class Reaper:
                 await self._delete(live, active_at)
             else:
                 idle_s = time.monotonic() - active_at
-                reason = f"It was idle for {idle_s:.0f} s; files are kept, variables are not."
+                reason = f"It was idle for {idle_s:.0f} s; files and variables are kept."
                 await self._sessions.hibernate(live.session.id, reason, active_at=active_at)
         except (Conflict, NotFound):
             pass  # it was used just now, or deleted
         except (GatewayError, KernelsError) as error:
-            log.warning("Session %r could not be put to sleep: %s", live.session.id, error)
+            log.warning("Session %r stays awake: %s", live.session.id, error)
+            live.touch()  # its document says why; it is tried again when it has been idle once more
         finally:
             self._under_way.discard(live.uid)
 

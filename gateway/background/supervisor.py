@@ -63,7 +63,7 @@ class Supervisor:
             error = RunError(ename="GatewayStopped", evalue="The gateway stopped while this run was under way.")
             ended = {"status": Status.DIED, "error": error, "state_kept": False, "finished_at": now()}
             await self._store.put_execution(lost.model_copy(update=ended))
-        if settled := settlement(session.state):
+        if settled := settlement(session):
             await self._store.move_session(session.uid, settled)
         await self._store.release_session(session.uid, self._settings.gateway_id)
         log.info("Session %r was taken in after a gateway that is gone", session.id)

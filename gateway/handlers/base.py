@@ -37,6 +37,7 @@ from gateway.services.introspection import IntrospectionService
 from gateway.services.live import Live
 from gateway.services.recorder import Recorder
 from gateway.services.sessions import SessionService
+from gateway.services.snapshots import SnapshotService
 from gateway.stores.base import Store
 from kernels import errors as kernel_errors
 
@@ -91,6 +92,7 @@ class Services:
     sessions: SessionService
     executions: ExecutionService
     introspection: IntrospectionService
+    snapshots: SnapshotService
     idempotency: IdempotencyService
     recorder: Recorder
     metrics: Metrics

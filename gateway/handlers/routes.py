@@ -3,7 +3,7 @@
 import re
 from typing import NamedTuple
 
-from gateway.handlers import diagnostics, docs, events, executions, files, introspection, sessions
+from gateway.handlers import diagnostics, docs, events, executions, files, introspection, sessions, snapshots
 from gateway.handlers.base import ApiHandler
 
 
@@ -47,6 +47,14 @@ ROUTES = [
     Route(f"{_SESSION}/archive", files.ArchiveHandler),
     Route(f"{_SESSION}/variables", introspection.VariablesHandler),
     Route(f"{_SESSION}/variables/{{name}}", introspection.VariableHandler),
+    Route(f"{_SESSION}/snapshots", snapshots.SnapshotsHandler),
+    Route(f"{_SESSION}/snapshots/{{snapshot_id}}", snapshots.SnapshotHandler),
+    Route(f"{_SESSION}/snapshots/{{snapshot_id}}/archive", snapshots.SnapshotArchiveHandler),
+    Route(f"{_SESSION}/restore", snapshots.RestoreHandler),
+    Route(f"{_SESSION}/duplicate", snapshots.DuplicateHandler),
+    Route(f"{_SESSION}/remix", snapshots.RemixHandler),
+    Route(f"{_SESSION}/children", sessions.ChildrenHandler),
+    Route("/api/snapshots", snapshots.ImportedHandler),
     Route(f"{_SESSION}/complete", introspection.CompleteHandler),
     Route(f"{_SESSION}/inspect", introspection.InspectHandler),
     Route(f"{_SESSION}/is_complete", introspection.IsCompleteHandler),

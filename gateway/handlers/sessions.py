@@ -82,6 +82,21 @@ class UndeleteHandler(ApiHandler):
         self.send(self.view(await self.services.sessions.undelete(self.session_id(session_id))))
 
 
+class ChildrenHandler(ApiHandler):
+    """/api/sessions/{session_id}/children"""
+
+    operations = {"GET": Operation("Sessions that were duplicated or remixed from this one", SessionList,
+                                   query=PageQuery)}  # fmt: skip
+
+    async def get(self, session_id: str) -> None:
+        page = self.query(PageQuery).page_request
+        found = await self.services.sessions.list_children(self.session_id(session_id), page)
+        views = [self.view(session) for session in found.items]
+        self.send(SessionList(
+            sessions=views, count=len(views), total_count=found.total_count, next_token=found.next_token
+        ))  # fmt: skip
+
+
 class LabelsHandler(ApiHandler):
     """/api/sessions/{session_id}/labels"""
 
@@ -132,18 +147,19 @@ class RestartHandler(ApiHandler):
     """/api/sessions/{session_id}/restart"""
 
     operations = {
-        "POST": Operation("Restart the kernel; files are kept", SessionView, body=RestartRequest, body_required=False)
-    }
+        "POST": Operation("Restart the kernel, with its saved variables or without any; files are kept", SessionView,
+                          body=RestartRequest, body_required=False)
+    }  # fmt: skip
 
     async def post(self, session_id: str) -> None:
-        self.body(RestartRequest)
-        self.send(self.view(await self.services.sessions.restart(self.session_id(session_id))))
+        fresh = self.body(RestartRequest).state == "fresh"
+        self.send(self.view(await self.services.sessions.restart(self.session_id(session_id), fresh=fresh)))
 
 
 class WakeHandler(ApiHandler):
     """/api/sessions/{session_id}/wake"""
 
-    operations = {"POST": Operation("Have the kernel running", SessionView)}
+    operations = {"POST": Operation("Have the kernel running, with the saved variables", SessionView)}
 
     async def post(self, session_id: str) -> None:
         self.body(NoQuery)
@@ -153,7 +169,8 @@ class WakeHandler(ApiHandler):
 class HibernateHandler(ApiHandler):
     """/api/sessions/{session_id}/hibernate"""
 
-    operations = {"POST": Operation("End the kernel of an idle session", SessionView, also={409: "It runs code"})}
+    operations = {"POST": Operation("Save the variables of an idle session and end its kernel", SessionView,
+                                    also={409: "It runs code"})}
 
     async def post(self, session_id: str) -> None:
         self.body(NoQuery)

@@ -210,6 +210,8 @@ class ExecutionService:
         record = run.record
         record.status, record.started_at = Status.RUNNING, now()
         record.fresh_start, live.fresh = live.fresh, False
+        if live.woken is not None:
+            record.resumed, record.not_carried, live.woken = True, live.woken, None
         live.outbox.execution(record.model_copy())
         run.journal.add("start", {"execution_id": run.id, "session_id": record.session_id, "code": record.code})
         began = time.perf_counter()

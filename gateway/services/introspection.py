@@ -10,6 +10,7 @@ from gateway.services.sessions import SessionService
 from kernels.errors import KernelGone, NotOffered, StartFailed
 from kernels.kernel import Kernel
 
+_CHANGING = ("set", "delete")
 _PATIENCE_S = 30
 
 
@@ -73,6 +74,8 @@ class IntrospectionService:
         kernel: Kernel
         async with self._kernel(session_id) as kernel:
             reply = await kernel.namespace(action, **arguments)
+        if action in _CHANGING:
+            (await self._sessions.hold(session_id, "", create=False)).variables_changed()
         if reply.pop("status", "ok") != "ok":
             raise GatewayError("The kernel could not tell.")
         match reply.get("error"):

@@ -22,15 +22,25 @@ import zmq.asyncio
 from gateway.config import Settings
 from gateway.errors import Conflict, Exhausted, GatewayError, NoRoom, SessionNotFound, Stopping
 from gateway.metrics import Metrics
-from gateway.models.base import now
+from gateway.models.base import iso, now
 from gateway.models.sessions import Move, Session, check_size, size_bytes
+from gateway.models.snapshots import Snapshot, SnapshotKind, UnsavedVariable
 from gateway.services.journal import Journal
 from gateway.services.recorder import Recorder, Spawn
 from gateway.services.runs import Run
+from gateway.services.vault import Vault
 from gateway.states import State, check_move
 from gateway.stores.base import NO_CHANGES, SessionChanges, Store
 from kernels.engine import Engine, Exit, Kernelspec, Launch, Limits, SetupStep
-from kernels.errors import KernelsError, NoSuchKernelspec, StartFailed
+from kernels.errors import (
+    CheckpointFailed,
+    KernelBusy,
+    KernelGone,
+    KernelsError,
+    NoSuchKernelspec,
+    SnapshotError,
+    StartFailed,
+)  # fmt: skip
 from kernels.kernel import Kernel, running
 from kernels.messages import Message
 from kernels.outputs import Outputs
@@ -54,6 +64,7 @@ class Tools:
     metrics: Metrics
     starting: asyncio.Semaphore
     base_url: Callable[[], str]
+    vault: Vault
 
 
 class LiveSession:
@@ -66,7 +77,8 @@ class LiveSession:
         self.queue: deque[Run] = deque()
         self.current: Run | None = None
         self.closing: str | None = None
-        self.fresh = False  # no run yet on this kernel, though there were runs before
+        self.fresh = False  # no run yet on this kernel, which has no variables though there were runs before
+        self.woken: list[UnsavedVariable] | None = None  # saved variables were brought back, all but these; no run yet
         self.active_at = time.monotonic()
         self.outbox = tools.recorder.outbox(session.uid, tools.settings.gateway_id, self._lost)
         self._tools = tools
@@ -77,7 +89,11 @@ class LiveSession:
         self._owned = asyncio.Event()
         self._owned.set()
         self._closed: asyncio.Future[None] | None = None
-        self._setup_failure: str | None = None
+        self._trouble: str | None = None  # what went wrong at the start, though the kernel runs
+        self._changes = 0  # how often the variables may have changed
+        self._saved_changes = 0
+        self._saving = asyncio.Lock()
+        self._barred: asyncio.Event | None = None
         self._quiet = asyncio.Event()
         self._quiet.set()
 
@@ -89,8 +105,16 @@ class LiveSession:
     def busy(self) -> bool:
         return self.current is not None or bool(self.queue)
 
+    @property
+    def has_unsaved_work(self) -> bool:
+        """Whether the kernel's variables may differ from those that are saved."""
+        return self.kernel is not None and self._changes != self._saved_changes
+
     def touch(self) -> None:
         self.active_at = time.monotonic()
+
+    def variables_changed(self) -> None:
+        self._changes += 1
 
     def worker_wanted(self) -> bool:
         """Whether nobody works on the queue yet; who gets True must do it."""
@@ -107,6 +131,8 @@ class LiveSession:
         """Move the document, tell who listens, and have the store follow. Raises `IllegalMove`, `TooLarge`."""
         move = Move(before=self.session.state, after=after, reason=reason, at=now())
         check_move(self.session.state, after)
+        if State.BUSY in (self.session.state, after):
+            self.variables_changed()
         self.session = self._changed(changes).model_copy(
             update={"state": after, "state_reason": reason, "updated_at": move.at}
         )
@@ -127,7 +153,7 @@ class LiveSession:
 
     def settle(self, reason: str | None = None) -> None:
         """Make the state true for a session whose kernel is not running."""
-        if move := settlement(self.session.state):
+        if move := settlement(self.session):
             self.move(move.after, reason or move.reason)
 
     def lose(self, why: str) -> None:
@@ -151,6 +177,9 @@ class LiveSession:
                 raise SessionNotFound(self.session.id)
             if self._tools.recorder.lease_is_stale:  # the next beat tells whether the session is still ours
                 await asyncio.sleep(_LEASE_LOOK_S)
+                continue
+            if self._barred is not None:
+                await self._barred.wait()
                 continue
             self.touch()
             if self._started is None:
@@ -190,6 +219,9 @@ class LiveSession:
         stop.add_done_callback(lambda _: started.done() or owner.cancel())
         try:
             launch = self._launch()
+            self._trouble = None
+            if await self._tools.vault.settle_files(self.session):
+                self.change(SessionChanges(replace={"files_from": None}))
             await self._set_up(launch)
             await self._keep(launch, started, stop)
         except asyncio.CancelledError:
@@ -226,7 +258,21 @@ class LiveSession:
             tools.metrics.kernel_starts.labels("ok").inc()
             tools.metrics.kernel_start_seconds.observe(time.perf_counter() - began)
             with tools.metrics.kernels.track_inprogress():
+                await self._bring_back(kernel)
                 await self._serve(kernel, started, stop)
+
+    async def _bring_back(self, kernel: Kernel) -> None:
+        """The saved variables, into the new kernel. One that ends over it has not started: raises `StartFailed`."""
+        self.woken, self.fresh = None, self.session.run_count > 0
+        try:
+            self.woken = await self._tools.vault.load(self.session, kernel)
+            self.fresh = self.fresh and self.woken is None
+        except KernelGone as error:
+            raise StartFailed(f"The kernel ended while its variables were brought back: {error}") from None
+        except (SnapshotError, CheckpointFailed) as error:
+            log.warning("The variables of session %r could not be brought back: %s", self.session.id, error)
+            self._trouble = f"Its variables could not be brought back: {error}"
+        self._saved_changes = self._changes
 
     def _failed(self, why: str) -> None:
         if self.session.state is not State.ERROR and self.closing is None:
@@ -239,8 +285,7 @@ class LiveSession:
             self.move(State.INIT)
         elif self.session.state is State.READY:
             self.settle()
-        self.fresh = self.session.run_count > 0
-        self.move(State.READY, self._setup_failure)
+        self.move(State.READY, self._trouble)
         self.touch()
         started.set_result(kernel)
         either: list[asyncio.Future[Any]] = [kernel.ended, stop]
@@ -269,27 +314,101 @@ class LiveSession:
                 await self.kernel.process.kill(reason)
             await self._owned.wait()
 
+    # Saving
+
+    async def save(
+        self, kind: SnapshotKind, *, files: bool = False, wait_s: float = 0.0,
+        name: str | None = None, caller: str = "local",
+    ) -> Snapshot:  # fmt: skip
+        """Take a snapshot, waiting up to `wait_s` for a cell that runs; the session wakes with it from now on.
+
+        Raises `KernelBusy`, and whatever else kept it from being saved, which the document then tells.
+        """
+        async with self._saving:
+            at, changes, kernel = now(), self._changes, self.kernel
+            try:
+                snapshot = await self._tools.vault.save(
+                    self.session, kernel, kind=kind, files=files, wait_s=wait_s, name=name, caller=caller
+                )
+            except KernelBusy:
+                raise
+            except (GatewayError, KernelsError) as error:
+                self.change(SessionChanges(replace={"save_problem": str(error)}))
+                raise
+            if kernel is not None and kernel is self.kernel:
+                saved = {"saved_snapshot_id": snapshot.id, "saved_at": at, "state_only": None} if snapshot.has_state else {}
+                self.change(SessionChanges(replace={**saved, "save_problem": None}))
+                self._saved_changes = changes
+            with self._tools.vault.using(snapshot.id):
+                await self.outbox.flushed()
+                await self._tools.vault.prune(self.session)
+            return snapshot
+
+    async def save_work(self, kind: SnapshotKind, *, wait_s: float = 0.0) -> bool:
+        """Save the variables if they are not; False, and a line in the log, if that fails."""
+        if not self.has_unsaved_work:
+            return True
+        try:
+            await self.save(kind, wait_s=wait_s)
+        except (GatewayError, KernelsError) as error:
+            log.warning("The variables of session %r could not be saved: %s", self.session.id, error)
+            return False
+        return True
+
     async def hibernate(self, reason: str) -> None:
-        """End the kernel of a session that nobody uses. Raises `Conflict` when it is busy."""
-        if self.busy:
-            raise Conflict(f"Session {self.session.id!r} is running code.", session_id=self.session.id)
-        if self.kernel is None and self.starting:
-            raise Conflict(f"Session {self.session.id!r} is starting.", session_id=self.session.id)
+        """Save the variables of a session that nobody uses, and end its kernel.
+
+        Raises `Conflict` when it is busy, or is used meanwhile; what can't be saved is not ended, and `save`'s errors come.
+        """
+        self._check_quiet()
+        if self.has_unsaved_work:
+            await self.save("hibernate")
+            self._check_quiet()
+            if self.has_unsaved_work:
+                raise Conflict(f"Session {self.session.id!r} was used just now.", session_id=self.session.id)
         if self.session.state is State.READY:
             self.move(State.IDLE, reason)
         await self.stop_kernel(reason)
 
-    async def restart(self) -> None:
-        """End the kernel with all its variables, and start another one."""
-        if self.session.state is State.READY:
-            self.move(State.IDLE, "It is restarted.")
-        await self.stop_kernel("The session was restarted.")
-        if self.session.setup_status == "failed":
-            self.change(SessionChanges(replace={"setup_status": "pending"}))
+    def _check_quiet(self) -> None:
+        if self.busy:
+            raise Conflict(f"Session {self.session.id!r} is running code.", session_id=self.session.id)
+        if self.kernel is None and self.starting:
+            raise Conflict(f"Session {self.session.id!r} is starting.", session_id=self.session.id)
+
+    async def restart(self, *, fresh: bool) -> None:
+        """End the kernel, and start another one: with the variables as they were saved last, or without any."""
+        if not fresh and not self.busy:
+            await self.save_work("stop")
+        async with self.stopped("The session was restarted."):
+            changes: dict[str, Any] = {}
+            if fresh:
+                changes |= {"saved_snapshot_id": None, "saved_at": None, "state_only": None}
+            if self.session.setup_status == "failed":
+                changes |= {"setup_status": "pending"}
+            if changes:
+                self.change(SessionChanges(replace=changes))
         await self.ready()
 
-    async def close(self, reason: str) -> None:
+    @asynccontextmanager
+    async def stopped(self, reason: str) -> AsyncIterator[None]:
+        """A block in which the session has no kernel, and none is started."""
+        while self._barred is not None:
+            await self._barred.wait()
+        self._barred = asyncio.Event()
+        try:
+            if self.session.state is State.READY:
+                self.move(State.IDLE, reason)
+            await self.stop_kernel(reason)
+            yield
+        finally:
+            barred, self._barred = self._barred, None
+            barred.set()
+
+    async def close(self, reason: str, *, save: bool = False) -> None:
         """Let go of the session: no more runs, no kernel, nothing left to write. Goes on if the caller leaves."""
+        if save and not self.busy:
+            await self.save_work("stop")
         await asyncio.shield(self.let_go(reason))
 
     def let_go(self, reason: str) -> asyncio.Future[None]:
@@ -371,7 +490,7 @@ class LiveSession:
                 exit_ = await self._tools.engine.run_setup(launch, steps)
         except TimeoutError:
             exit_ = Exit(code=124, reason=f"setup took longer than {self._tools.settings.setup_timeout_s:g} s")
-        self._setup_failure = exit_.reason if exit_.code != 0 else None
+        self._trouble = exit_.reason if exit_.code != 0 else None
         self.change(SessionChanges(replace={"setup_status": "done" if exit_.code == 0 else "failed"}))
 
     def _hear(self, message: Message) -> None:
@@ -382,12 +501,12 @@ class LiveSession:
             self.events.add(event.kind, {**event.data, "execution_id": message.parent_id}, event.size_bytes)
 
 
-def settlement(state: State) -> Move | None:
+def settlement(session: Session) -> Move | None:
     """The move that makes the state of a session true whose kernel is gone; None if it is true already."""
+    state = session.state
     if state is State.READY:
-        return Move(
-            before=state, after=State.IDLE, reason="Its kernel is gone; files are kept, variables are not.", at=now()
-        )
+        kept = "variables are not" if session.saved_at is None else f"variables as of {iso(session.saved_at)}"
+        return Move(before=state, after=State.IDLE, reason=f"Its kernel is gone; files are kept, {kept}.", at=now())
     if state is State.BUSY:
         return Move(before=state, after=State.ERROR, reason="The gateway stopped while a run was under way.", at=now())
     return None

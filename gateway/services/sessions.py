@@ -39,7 +39,9 @@ from gateway.models.sessions import (
     size_bytes,
 )  # fmt: skip
 from gateway.services.live import Live, LiveSession
+from gateway.services.lasting import lasting
 from gateway.services.recorder import Recorder, Spawn
+from gateway.services.vault import Vault
 from gateway.stores.base import SessionChanges, Store
 from kernels.engine import Engine, Kernelspec, Workspace
 from kernels.errors import KernelsError, StartFailed
@@ -66,12 +68,13 @@ class FilesStay(GatewayError):
 
 class SessionService:
     def __init__(
-        self, settings: Settings, store: Store, engine: Engine, live: Live, recorder: Recorder, spawn: Spawn
+        self, settings: Settings, store: Store, engine: Engine, live: Live, vault: Vault, recorder: Recorder, spawn: Spawn
     ) -> None:
         self._settings = settings
         self._store = store
         self._engine = engine
         self._live = live
+        self._vault = vault
         self._recorder = recorder
         self._spawn = spawn
 
@@ -116,6 +119,10 @@ class SessionService:
         found = await self._store.list_sessions(filter_, page)
         return Page([await self._measure(one) for one in found.items], found.total_count, found.next_token)
 
+    async def list_children(self, session_id: str, page: PageRequest) -> Page[Session]:
+        await self._find(session_id)
+        return await self.list(SessionFilter(parent_id=session_id), page)
+
     async def list_moves(self, session_id: str, page: PageRequest) -> Page[Move]:
         return await self._store.list_moves(await self.uid_of(session_id), page)
 
@@ -125,10 +132,13 @@ class SessionService:
             return session
         return await self.count_files(session)
 
+    async def with_files_counted(self, session: Session) -> Session:
+        usage = await (await self.workspace(session)).usage()
+        return session.model_copy(update={"file_count": usage.file_count, "total_size_bytes": usage.total_bytes})
+
     async def count_files(self, session: Session) -> Session:
         """The document with its files counted now, kept if that is news."""
-        usage = await (await self.workspace(session)).usage()
-        measured = {"file_count": usage.file_count, "total_size_bytes": usage.total_bytes}
+        measured = (await self.with_files_counted(session)).model_dump(include={"file_count", "total_size_bytes"})
         if measured != session.model_dump(include=set(measured)):
             live = self._live.find(session.id)
             if live is not None and live.uid == session.uid:
@@ -144,6 +154,8 @@ class SessionService:
     # Files, which belong to a session whatever its state is
 
     async def workspace(self, session: Session) -> Workspace:
+        if await self._vault.settle_files(session):
+            await self._change(session.id, SessionChanges(replace={"files_from": None}))
         disk = session.resources.disk
         return await self._engine.workspace(session.uid, size_bytes(disk) if disk else self._settings.disk_limit_bytes)
 
@@ -171,7 +183,7 @@ class SessionService:
         at = now()
         session = Session(
             uid=uuid4().hex,
-            id=request.session_id or _new_id(),
+            id=request.session_id or new_session_id(),
             name=request.name or request.session_id or "session",
             language=spec.language,
             kernel=spec.name,
@@ -194,10 +206,11 @@ class SessionService:
         await self._store.create_session(session)
         live = await self._live.hold(session)
         if start:
-            self._spawn(self._start(live))
+            self._spawn(self.start(live))
         return live.session
 
-    async def _start(self, live: LiveSession) -> None:
+    async def start(self, live: LiveSession) -> None:
+        """Start its kernel for nobody in particular: what goes wrong is told by the document."""
         try:
             await live.ready()
         except NoRoom:
@@ -287,9 +300,9 @@ class SessionService:
 
     # Starting and stopping
 
-    async def restart(self, session_id: str) -> Session:
+    async def restart(self, session_id: str, *, fresh: bool) -> Session:
         live = await self._live.get(session_id)
-        await live.restart()
+        await lasting(self._spawn, live.restart(fresh=fresh))
         return live.session
 
     async def wake(self, session_id: str) -> Session:
@@ -305,7 +318,7 @@ class SessionService:
         await self.count_files(live.session)
         if active_at not in (None, live.active_at):
             raise Conflict(f"Session {session_id!r} was used just now.", session_id=session_id)
-        await live.hibernate(reason)
+        await lasting(self._spawn, live.hibernate(reason))
         return live.session
 
     # Deleting
@@ -313,23 +326,18 @@ class SessionService:
     async def delete(self, session_id: str, *, purge: bool = False) -> Deleted:
         """Stop the kernel and soft-delete, also if the caller leaves; `purge` removes files and document for good."""
         self._recorder.check()
-        live = await self._live.get(session_id)
-        deleted: asyncio.Future[Deleted] = asyncio.get_running_loop().create_future()
-        deleted.add_done_callback(lambda future: future.cancelled() or future.exception())
-        self._spawn(self._delete(live, purge, deleted))
-        return await asyncio.shield(deleted)
+        return await lasting(self._spawn, self._delete(await self._live.get(session_id), purge))
 
-    async def _delete(self, live: LiveSession, purge: bool, deleted: asyncio.Future[Deleted]) -> None:
-        try:
-            await live.outbox.flushed()
-            at = (await self._store.delete_session(live.uid, now())).deleted_at
-            assert at is not None
-            await live.close("The session was deleted.")
-            if purge:
-                await self._purge(live.session, at)
-            deleted.set_result(Deleted(id=live.session.id, deleted_at=at))
-        except Exception as error:
-            deleted.set_exception(error)
+    async def _delete(self, live: LiveSession, purge: bool) -> Deleted:
+        if live.session.persistent and not purge and not live.busy:
+            await live.save_work("stop")  # for undelete
+        await live.outbox.flushed()
+        at = (await self._store.delete_session(live.uid, now())).deleted_at
+        assert at is not None
+        await live.close("The session was deleted.")
+        if purge:
+            await self._purge(live.session, at)
+        return Deleted(id=live.session.id, deleted_at=at)
 
     async def _purge(self, session: Session, deleted_at: datetime) -> None:
         """Raises `BroughtBack` when it was undeleted since, `FilesStay`."""
@@ -385,7 +393,7 @@ class SessionService:
         }
 
 
-def _new_id() -> str:
+def new_session_id() -> str:
     return f"sess_{time.time_ns() // 1_000_000}_{''.join(secrets.choice(_BASE36) for _ in range(9))}"
 
 

@@ -44,6 +44,10 @@ async def test_every_command_of_the_readme_works(tmp_path: Path) -> None:
         '"name": "x"',
         '"code":"sum(range(10))"',
         "given",
+        '"kind":"manual"',
+        '"parent_id":"demo"',
+        '"stdout":"20\\n"',
+        '"kind":"import"',
     ):
         assert shown in done.stdout, f"{shown} in {done.stdout}"
     assert (tmp_path / "demo.tar.zst").read_bytes().startswith(b"\x28\xb5\x2f\xfd")

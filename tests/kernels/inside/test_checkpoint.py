@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,14 +56,21 @@ class Sessions:
         return report
 
 
-@pytest.fixture(scope="module")
-def child() -> Iterator["subprocess.Popen[str]"]:
+@contextmanager
+def started_child() -> Iterator["subprocess.Popen[str]"]:
+    """The process of which every session is a fork."""
     with subprocess.Popen(
         [PYTHON, "-W", "ignore", str(CHILD)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
         yield process
         assert process.stdin is not None
         process.stdin.close()
+
+
+@pytest.fixture(scope="module")
+def child() -> Iterator["subprocess.Popen[str]"]:
+    with started_child() as process:
+        yield process
 
 
 @pytest.fixture

@@ -1,0 +1,281 @@
+"""Saved state on request: snapshots, going back to one, and new sessions that carry on from one."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from functools import partial
+from typing import Any
+from uuid import uuid4
+
+from gateway.config import Settings
+from gateway.errors import Conflict, Invalid, SessionExists, SessionNotFound, SnapshotNotFound
+from gateway.models.base import now
+from gateway.models.pages import Page, PageRequest
+from gateway.models.sessions import Session, SessionAgent
+from gateway.models.snapshots import CreateSnapshot, DuplicateSession, RemixSession, RestoreSnapshot, Snapshot
+from gateway.services.lasting import lasting
+from gateway.services.live import Live, LiveSession
+from gateway.services.recorder import Recorder, Spawn
+from gateway.services.sessions import SessionService, new_session_id
+from gateway.services.vault import Vault, measured, new_snapshot_id
+from gateway.states import State
+from gateway.stores.base import SessionChanges, Store
+from kernels.engine import Engine
+from kernels.errors import KernelBusy, KernelGone
+
+log = logging.getLogger(__name__)
+
+_OF_THE_SOURCE = (
+    "language", "kernel", "image_id", "image_found", "persistent", "labels", "data", "metadata", "starting_prompt",
+    "agents", "template", "workspace", "allow_internet_access", "allow_public_access", "waiting_timeout_seconds",
+    "default_timeout", "resources", "env", "setup", "setup_status", "code", "name",
+)  # fmt: skip
+
+
+class SessionBusy(Conflict):
+    code = "session_busy"
+
+    def __init__(self, session_id: str) -> None:
+        super().__init__(f"Session {session_id!r} is running code.", session_id=session_id)
+
+
+class SnapshotService:
+    def __init__(
+        self, settings: Settings, store: Store, engine: Engine, live: Live, sessions: SessionService, vault: Vault,
+        recorder: Recorder, spawn: Spawn,
+    ) -> None:  # fmt: skip
+        self._settings = settings
+        self._store = store
+        self._engine = engine
+        self._live = live
+        self._sessions = sessions
+        self._vault = vault
+        self._recorder = recorder
+        self._spawn = spawn
+
+    # Taking and keeping
+
+    async def create(self, session_id: str, request: CreateSnapshot, caller: str) -> Snapshot:
+        """Files and variables as of now; waits for a cell that runs. Raises `SessionBusy` if it is not to wait."""
+        self._recorder.check()
+        live = await self._live.get(session_id)
+        return await lasting(self._spawn, self._take(live, "manual", caller, name=request.name, wait=request.wait))
+
+    async def _take(
+        self, live: LiveSession, kind: Any, caller: str, *, name: str | None = None, wait: bool = True
+    ) -> Snapshot:
+        if not wait and live.busy:
+            raise SessionBusy(live.session.id)
+        if live.starting and live.kernel is None:
+            await live.ready()  # its variables are on their way
+        wait_s = self._settings.snapshot_wait_s if wait else 0.0
+        try:
+            return await live.save(kind, files=True, wait_s=wait_s, name=name, caller=caller)
+        except KernelBusy:
+            raise SessionBusy(live.session.id) from None
+        except KernelGone:  # it died meanwhile: what was saved before is what there is
+            return await live.save(kind, files=True, name=name, caller=caller)
+
+    async def list(self, session_id: str, page: PageRequest) -> Page[Snapshot]:
+        return await self._store.list_snapshots(await self._sessions.uid_of(session_id), page)
+
+    async def list_imported(self, page: PageRequest) -> Page[Snapshot]:
+        """Those that were brought in and belong to no session."""
+        return await self._store.list_snapshots(None, page)
+
+    async def get(self, session_id: str, snapshot_id: str) -> Snapshot:
+        """Raises `SnapshotNotFound`."""
+        return await self._vault.get(await self._sessions.uid_of(session_id), snapshot_id)
+
+    async def delete(self, session_id: str, snapshot_id: str) -> Snapshot:
+        """Raises `InUse` for the one that the session wakes with."""
+        self._recorder.check()
+        live = await self._live.get(session_id)
+        await live.outbox.flushed()
+        snapshot = await self._vault.get(live.uid, snapshot_id)
+        await self._vault.delete(live.session, snapshot)
+        return snapshot
+
+    async def export(self, session_id: str, snapshot_id: str) -> AsyncIterator[bytes]:
+        """The portable tar.zst, in pieces, for which the snapshot stays. Raises `SnapshotNotFound`, `SnapshotError`."""
+        snapshot = await self.get(session_id, snapshot_id)
+        await self._engine.snapshots.verify(snapshot.place, snapshot.id)  # what is wrong is said before the first byte
+        return self._exported(snapshot)
+
+    async def _exported(self, snapshot: Snapshot) -> AsyncIterator[bytes]:
+        with self._vault.using(snapshot.id):
+            async for piece in self._engine.snapshots.export(snapshot.place, snapshot.id):
+                yield piece
+
+    async def take_in(self, pieces: AsyncIterator[bytes], caller: str) -> Snapshot:
+        """Bring a tarball in; it belongs to no session until one is made or restored from it."""
+        self._recorder.check()
+        place, snapshot_id = uuid4().hex, new_snapshot_id()
+        try:
+            info = await self._engine.snapshots.take_in(
+                place, snapshot_id, pieces, limit_bytes=self._settings.disk_limit_bytes, max_files=250_000
+            )
+            facts = info.facts
+            snapshot = Snapshot(
+                place=place,
+                session_id=None,
+                name=_text(facts.get("name")),
+                kind="import",
+                created_by=caller,
+                variable_count=len(facts.get("variables", [])),
+                unsaved=facts.get("unsaved", []),
+                state_note=_text(facts.get("state_note")),
+                parent_snapshot_id=_text(facts.get("parent_snapshot_id")),
+                **measured(info),
+            )
+            await self._store.put_snapshot(snapshot)
+        except BaseException:
+            await asyncio.shield(self._engine.remove(place))
+            raise
+        return snapshot
+
+    # Going back
+
+    async def restore(self, session_id: str, request: RestoreSnapshot) -> Session:
+        """Files and variables go back to a snapshot. Raises `SessionBusy`, `SnapshotNotFound`, `SnapshotError`."""
+        self._recorder.check()
+        live = await self._live.get(session_id)
+        if live.busy:
+            raise SessionBusy(session_id)
+        snapshot = await self._store.get_snapshot(request.snapshot_id)
+        return await lasting(self._spawn, self._restore(live, snapshot, request))
+
+    async def _restore(self, live: LiveSession, snapshot: Snapshot, request: RestoreSnapshot) -> Session:
+        if snapshot.place != live.uid:
+            snapshot = await self._adopt(live.session, snapshot)
+        with self._vault.using(snapshot.id):
+            await self._engine.snapshots.verify(live.uid, snapshot.id)
+            await live.save_work("stop")  # so that a restore that fails leaves the session as it was
+            if live.busy:
+                raise SessionBusy(live.session.id)
+            before = live.session.model_dump(include={"saved_snapshot_id", "saved_at", "state_only"})
+            async with live.stopped(f"It goes back to snapshot {snapshot.id}."):
+                changes: dict[str, Any] = {"files_from": snapshot.id} if request.files else {}
+                if request.state and snapshot.has_state:
+                    changes |= {"saved_snapshot_id": snapshot.id, "saved_at": now(), "state_only": None}
+                live.change(SessionChanges(replace=changes))
+                await live.outbox.flushed()
+                try:
+                    await self._vault.settle_files(live.session)
+                except BaseException:
+                    live.change(SessionChanges(replace={**before, "files_from": None}))
+                    raise
+                live.change(SessionChanges(replace={"files_from": None}))
+                await live.outbox.flushed()
+        await live.ready()
+        return await self._sessions.count_files(live.session)
+
+    async def _adopt(self, session: Session, snapshot: Snapshot) -> Snapshot:
+        """A copy of a snapshot of another place, for this session."""
+        new_id = new_snapshot_id()
+        with self._vault.using(snapshot.id), self._vault.using(new_id):
+            info = await self._engine.snapshots.copy(snapshot.place, snapshot.id, session.uid, new_id)
+            copied = snapshot.model_copy(
+                update={"place": session.uid, "session_id": session.id, "parent_snapshot_id": snapshot.id,
+                        **measured(info)}
+            )  # fmt: skip
+            await self._store.put_snapshot(copied)
+        return copied
+
+    # Carrying on elsewhere
+
+    async def duplicate(self, session_id: str, request: DuplicateSession, caller: str) -> Session:
+        """A new session with all files and all variables of the source as of now. Raises `SessionExists`."""
+        changes: dict[str, Any] = {}
+        if request.name is not None:
+            changes["name"] = request.name
+        elif request.session_id is not None:
+            changes["name"] = request.session_id
+        if request.labels is not None:
+            changes["labels"] = request.labels
+        return await self._carry_on(session_id, request, changes, caller)
+
+    async def remix(self, session_id: str, request: RemixSession, caller: str) -> Session:
+        """A new session that inherits configuration, files and variables, as far as they are asked for."""
+        changes: dict[str, Any] = {"name": request.name}
+        if request.starting_prompt is not None:
+            changes["starting_prompt"] = request.starting_prompt
+        if request.agent_ids is not None:
+            changes["agents"] = [SessionAgent(id=agent_id) for agent_id in request.agent_ids]
+        if request.waiting_timeout_seconds is not None:
+            changes["waiting_timeout_seconds"] = request.waiting_timeout_seconds
+        return await self._carry_on(session_id, request, changes, caller)
+
+    async def _carry_on(
+        self, session_id: str, request: DuplicateSession | RemixSession, changes: dict[str, Any], caller: str
+    ) -> Session:
+        self._recorder.check()
+        source = await self._live.get(session_id)
+        child_id = request.session_id or new_session_id()
+        await self._check_free(child_id)
+        self._live.check_room()
+        snapshot = None if request.snapshot_id is None else await self._store.get_snapshot(request.snapshot_id)
+        live = await lasting(self._spawn, self._copy(source, child_id, snapshot, request, changes, caller))
+        self._spawn(self._sessions.start(live))
+        return live.session
+
+    async def _check_free(self, session_id: str) -> None:
+        """So that nothing is copied for an id that is taken; the store decides in the end."""
+        try:
+            await self._store.get_session(session_id)
+        except SessionNotFound:
+            return
+        raise SessionExists(session_id)
+
+    async def _copy(
+        self, source: LiveSession, child_id: str, snapshot: Snapshot | None,
+        request: DuplicateSession | RemixSession, changes: dict[str, Any], caller: str,
+    ) -> LiveSession:  # fmt: skip
+        """The session's document comes last: a copy that was cut off leaves nothing that anybody could find."""
+        if snapshot is None:
+            snapshot = await self._take(source, "duplicate", caller, wait=request.wait)
+        if snapshot.place != source.uid and snapshot.session_id is not None:
+            raise Invalid(f"snapshot_id: {snapshot.id!r} is not of this session.", field="snapshot_id")
+        uid, new_id, kept = uuid4().hex, new_snapshot_id(), self._engine.snapshots
+        with self._vault.using(snapshot.id), self._vault.using(new_id):
+            try:
+                info = await kept.copy(snapshot.place, snapshot.id, uid, new_id)
+                if request.files:
+                    paths = None if request.files is True else request.files
+                    await kept.restore_files(uid, new_id, paths=paths)
+                await self._engine.copy_environment(source.uid, uid)
+                fields = {"place": uid, "session_id": child_id, "kind": "duplicate", "created_by": caller,
+                          "parent_snapshot_id": snapshot.id, **measured(info)}  # fmt: skip
+                await self._recorder.write(partial(self._store.put_snapshot, snapshot.model_copy(update=fields)))
+                child = self._child(source.session, uid, child_id, request, changes, caller)
+                if request.state and snapshot.has_state:
+                    only = None if request.state is True else request.state
+                    child = child.model_copy(
+                        update={"saved_snapshot_id": new_id, "saved_at": now(), "state_only": only}
+                    )
+                child = await self._sessions.with_files_counted(child)
+                await self._recorder.write(partial(self._store.create_session, child))
+            except BaseException:
+                with contextlib.suppress(SnapshotNotFound):
+                    await self._store.delete_snapshot(new_id)
+                await self._engine.remove(uid)
+                raise
+            return await self._live.hold(child)
+
+    def _child(
+        self, source: Session, uid: str, child_id: str, request: DuplicateSession | RemixSession,
+        changes: dict[str, Any], caller: str,
+    ) -> Session:  # fmt: skip
+        at = now()
+        inherited = {name: getattr(source, name) for name in _OF_THE_SOURCE}
+        inherited["data"] = {**source.data, **(request.data or {})}
+        inherited["metadata"] = {**source.metadata, **(request.metadata or {})}
+        return Session(
+            uid=uid, id=child_id, state=State.INIT, parent_id=source.id, created_by=caller, created_at=at,
+            updated_at=at, **{**inherited, **changes},
+        )  # fmt: skip
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None

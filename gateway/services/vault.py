@@ -1,0 +1,270 @@
+"""Snapshots of sessions: taken, kept in bounds, brought back. What a session was is in its place, and named in the store.
+
+A snapshot exists once the store names it; bytes that nothing names are removed with the next one that is taken.
+"""
+
+import asyncio
+import logging
+import secrets
+import string
+import time
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+from weakref import WeakValueDictionary
+
+from gateway.config import Settings
+from gateway.errors import Conflict, SnapshotNotFound
+from gateway.models.base import now
+from gateway.models.pages import PageRequest
+from gateway.models.sessions import Session
+from gateway.models.snapshots import SkippedFile, Snapshot, SnapshotKind, UnsavedVariable
+from gateway.stores.base import Store
+from kernels import checkpoint
+from kernels.engine import Engine, SnapshotInfo
+from kernels.kernel import Kernel
+
+log = logging.getLogger(__name__)
+
+_BASE36 = string.digits + string.ascii_lowercase
+_KEPT_FOR_GOOD = ("manual", "import")
+
+
+class InUse(Conflict):
+    code = "snapshot_in_use"
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        super().__init__(
+            f"Snapshot {snapshot.id!r} is what session {snapshot.session_id!r} wakes with.", snapshot_id=snapshot.id
+        )
+
+
+@dataclass(slots=True)
+class _State:
+    """The variables that go into a snapshot: in a folder that a kernel wrote, or those of an earlier snapshot."""
+
+    folder: str | None = None
+    of: str | None = None
+    variables: list[dict[str, Any]] = field(default_factory=list)
+    unsaved: list[UnsavedVariable] = field(default_factory=list)
+    note: str | None = None
+    python: str | None = None
+
+
+class Vault:
+    def __init__(self, settings: Settings, store: Store, engine: Engine) -> None:
+        self._settings = settings
+        self._store = store
+        self._engine = engine
+        self._in_use: dict[str, int] = {}  # snapshots that are being read, or named in the store any moment now
+        self._settling: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    # Taking
+
+    async def save(
+        self, session: Session, kernel: Kernel | None, *, kind: SnapshotKind, files: bool, wait_s: float,
+        name: str | None = None, caller: str = "local",
+    ) -> Snapshot:  # fmt: skip
+        """A new snapshot of a session as of now; its variables are those of `kernel`, else those that it sleeps with.
+
+        Raises `KernelBusy` when a cell runs for longer than `wait_s`, `CheckpointFailed`, `SnapshotError`, `KernelGone`.
+        """
+        snapshot_id, kept = new_snapshot_id(), self._engine.snapshots
+        with self.using(snapshot_id):
+            async with AsyncExitStack() as stack:
+                state = await self._state(stack, session, kernel, wait_s)
+                info = await kept.save(
+                    session.uid, snapshot_id, files=files, state=state.folder, state_of=state.of,
+                    facts=_facts(session, name, kind, state),
+                )  # fmt: skip
+            snapshot = _document(info, session, state, kind=kind, name=name, caller=caller)
+            await self._store.put_snapshot(snapshot)
+        return snapshot
+
+    async def _state(
+        self, stack: AsyncExitStack, session: Session, kernel: Kernel | None, wait_s: float
+    ) -> _State:
+        if kernel is None:
+            return await self._sleeping_state(session)
+        if not kernel.is_ours:
+            return _State(note=f"The kernel {session.kernel!r} can't save its variables; files are kept.")
+        folder = await stack.enter_async_context(self._engine.snapshots.state_folder(session.uid))
+        saved = await checkpoint.save(
+            kernel.channels, folder, wait_s=wait_s, timeout_s=self._settings.checkpoint_timeout_s
+        )
+        note = None if saved.method == "fork" else f"They were saved between two cells: {saved.method_reason}"
+        return _State(
+            folder=folder,
+            variables=[{"name": one.name, "type": one.type, "size": one.size} for one in saved.variables],
+            unsaved=[_unsaved(one) for one in saved.unsaved],
+            note=note,
+            python=kernel.info.get("language_info", {}).get("version"),
+        )
+
+    async def _sleeping_state(self, session: Session) -> _State:
+        if session.saved_snapshot_id is None:
+            return _State(note="No kernel was running, and no variables had been saved.")
+        before = await self._engine.snapshots.info(session.uid, session.saved_snapshot_id)
+        if not before.has_state:
+            return _State(note="No kernel was running, and no variables had been saved.")
+        return _State(
+            of=before.id,
+            variables=list(before.facts.get("variables", [])),
+            unsaved=[UnsavedVariable.model_validate(one) for one in before.facts.get("unsaved", [])],
+            python=before.facts.get("python"),
+        )
+
+    # Bringing back
+
+    async def load(self, session: Session, kernel: Kernel) -> list[UnsavedVariable] | None:
+        """Bring the saved variables into a kernel that has just started; what was not carried over.
+
+        None when there were none to bring back. Raises `SnapshotError`, `CheckpointFailed`, `KernelGone`.
+        """
+        snapshot_id = session.saved_snapshot_id
+        if snapshot_id is None or not kernel.is_ours:
+            return None
+        with self.using(snapshot_id):
+            async with self._engine.snapshots.state(session.uid, snapshot_id) as folder:
+                if folder is None:
+                    return None
+                restored = await checkpoint.load(
+                    kernel.channels, folder, names=session.state_only, timeout_s=self._settings.checkpoint_timeout_s
+                )
+        not_carried = [_unsaved(one) for one in (*restored.unsaved, *restored.failed)]
+        if session.state_only is not None:
+            wanted = set(session.state_only)
+            not_carried = [one for one in not_carried if one.name in wanted]
+        if session.last_run_at is not None and (session.saved_at is None or session.last_run_at > session.saved_at):
+            since = "the session began" if session.saved_at is None else f"{session.saved_at:%Y-%m-%d %H:%M:%S} UTC"
+            not_carried.append(UnsavedVariable(
+                name="*", type="", reason=f"What ran after {since} had not been saved when the kernel ended.", part=True
+            ))  # fmt: skip
+        return not_carried
+
+    async def settle_files(self, session: Session) -> bool:
+        """Finish a restore of files that was begun; whether there was one. Harmless when it is done twice."""
+        if session.files_from is None:
+            return False
+        with self.using(session.files_from):
+            async with self._settling.setdefault(session.uid, asyncio.Lock()):
+                await self._engine.snapshots.restore_files(session.uid, session.files_from)
+        return True
+
+    # Keeping
+
+    @contextmanager
+    def using(self, snapshot_id: str) -> Iterator[None]:
+        """A snapshot that must not be removed meanwhile."""
+        self._in_use[snapshot_id] = self._in_use.get(snapshot_id, 0) + 1
+        try:
+            yield
+        finally:
+            self._in_use[snapshot_id] -= 1
+            if not self._in_use[snapshot_id]:
+                del self._in_use[snapshot_id]
+
+    async def get(self, place: str, snapshot_id: str) -> Snapshot:
+        """Raises `SnapshotNotFound`, also for one of another place."""
+        snapshot = await self._store.get_snapshot(snapshot_id)
+        if snapshot.place != place:
+            raise SnapshotNotFound(snapshot_id)
+        return snapshot
+
+    async def delete(self, session: Session, snapshot: Snapshot) -> None:
+        """Raises `InUse` for the one that the session wakes with."""
+        if snapshot.id in (session.saved_snapshot_id, session.files_from) or snapshot.id in self._in_use:
+            raise InUse(snapshot)
+        await self._store.delete_snapshot(snapshot.id)
+        await self._engine.snapshots.delete(snapshot.place, snapshot.id)
+
+    async def prune(self, session: Session) -> None:
+        """Remove what is past the settings' count and age, and bytes that nothing names."""
+        named: dict[str, Snapshot] = {}
+        token: str | None = None
+        while True:
+            found = await self._store.list_snapshots(session.uid, PageRequest(limit=1000, token=token))
+            named.update((one.id, one) for one in found.items)
+            token = found.next_token
+            if token is None:
+                break
+        for snapshot in self._surplus(list(named.values()), session):
+            await self.delete(session, snapshot)
+        for snapshot_id in await self._engine.snapshots.ids(session.uid):
+            if snapshot_id not in named and snapshot_id not in self._in_use:
+                log.info("Snapshot %s of session %r is named nowhere: it is removed", snapshot_id, session.id)
+                await self._engine.snapshots.delete(session.uid, snapshot_id)
+
+    def _surplus(self, newest_first: list[Snapshot], session: Session) -> list[Snapshot]:
+        settings = self._settings
+        needed = {session.saved_snapshot_id, session.files_from, *self._in_use}
+        for_good = [one for one in newest_first if one.kind in _KEPT_FOR_GOOD]
+        passing = [one for one in newest_first if one.kind not in _KEPT_FOR_GOOD]
+        surplus = for_good[settings.snapshots_kept :] + passing[settings.autosaves_kept :]
+        if settings.snapshots_max_age_s is not None:
+            oldest = now() - timedelta(seconds=settings.snapshots_max_age_s)
+            surplus += [one for one in for_good[: settings.snapshots_kept] if one.created_at < oldest]
+        return [one for one in surplus if one.id not in needed]
+
+
+def new_snapshot_id() -> str:
+    return f"snap_{time.time_ns() // 1_000_000}_{''.join(secrets.choice(_BASE36) for _ in range(9))}"
+
+
+def _unsaved(one: checkpoint.Unsaved) -> UnsavedVariable:
+    return UnsavedVariable(name=one.name, type=one.type, reason=one.reason, part=one.part)
+
+
+def _facts(session: Session, name: str | None, kind: SnapshotKind, state: _State) -> dict[str, Any]:
+    """What the manifest tells of the session, so that it is understood without its gateway."""
+    return {
+        "name": name,
+        "kind": kind,
+        "session_id": session.id,
+        "session_name": session.name,
+        "language": session.language,
+        "kernel": session.kernel,
+        "python": state.python,
+        "variables": state.variables,
+        "unsaved": [one.model_dump() for one in state.unsaved],
+        "state_note": state.note,
+        "parent_id": session.parent_id,
+        "parent_snapshot_id": session.saved_snapshot_id,
+        "setup": session.setup.model_dump() if session.setup else None,
+    }
+
+
+def _document(
+    info: SnapshotInfo, session: Session, state: _State, *, kind: SnapshotKind, name: str | None, caller: str
+) -> Snapshot:
+    return Snapshot(
+        place=session.uid,
+        session_id=session.id,
+        name=name,
+        kind=kind,
+        created_by=caller,
+        variable_count=len(state.variables),
+        unsaved=state.unsaved,
+        state_note=state.note,
+        parent_snapshot_id=session.saved_snapshot_id,
+        **measured(info),
+    )
+
+
+def measured(info: SnapshotInfo) -> dict[str, Any]:
+    """The fields of a snapshot's document that its bytes tell."""
+    created_at: datetime = info.created_at
+    return {
+        "id": info.id,
+        "created_at": created_at,
+        "size_bytes": info.size_bytes,
+        "stored_bytes": info.stored_bytes,
+        "file_count": info.file_count,
+        "has_state": info.has_state,
+        "digest": info.digest,
+        "skipped": [SkippedFile(path=one.path, reason=one.reason) for one in info.skipped]
+        + [SkippedFile(path=path, reason="it changed while it was read") for path in info.changed],
+    }
+

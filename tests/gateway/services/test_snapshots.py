@@ -1,0 +1,352 @@
+"""Saved state, as a client sees it: snapshots, restore, duplicate, remix, sleep and wake, undelete, export and import."""
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.api import Api
+from tests.gateways import gateway_process
+
+COUNTER = """
+import collections
+counter, log = 0, []
+def count():
+    global counter
+    counter += 1
+    log.append(counter)
+    return counter
+alias = log
+"""
+
+
+async def test_a_session_that_slept_carries_on_with_its_variables(api: Api, session_id: str) -> None:
+    await api.run(session_id, COUNTER)
+    await api.run(session_id, "count(); count()")
+
+    asleep = await api.post(f"/api/sessions/{session_id}/hibernate")
+    woken = await api.run(session_id, "count(), alias is log, log")
+    then = await api.run(session_id, "1")
+
+    assert asleep["state"] == "IDLE"
+    assert asleep["saved_at"] is not None
+    assert woken["result"] == "(3, True, [1, 2, 3])"
+    assert (woken["resumed"], woken["not_carried"], woken["fresh_start"]) == (True, [], False)
+    assert woken["execution_count"] == 3
+    assert then["resumed"] is False
+
+
+async def test_what_can_not_be_carried_is_named_and_costs_nothing_else(api: Api, session_id: str) -> None:
+    await api.run(session_id, "import socket\nlink = socket.socket()\ngen = (n for n in range(3))\nx = [1, 2]")
+
+    saved = await api.post(f"/api/sessions/{session_id}/snapshots", {"name": "before"}, 201)
+    await api.post(f"/api/sessions/{session_id}/hibernate")
+    woken = await api.run(session_id, "x")
+
+    assert {one["name"] for one in saved["unsaved"]} == {"link", "gen"}
+    assert all(one["type"] and one["reason"] for one in saved["unsaved"])
+    assert woken["result"] == "[1, 2]"
+    assert {one["name"] for one in woken["not_carried"]} == {"link", "gen"}
+
+
+async def test_a_snapshot_brings_files_and_variables_back(api: Api, session_id: str) -> None:
+    path = f"/api/sessions/{session_id}"
+    await api.run(session_id, "x = 1; open('a.txt', 'w').write('one'); open('b.txt', 'w').write('b')")
+    saved = await api.post(f"{path}/snapshots", {"name": "good"}, 201)
+    await api.run(session_id, "x = 2; import os; os.remove('b.txt'); open('a.txt', 'w').write('two'); open('c', 'w')")
+
+    session = await api.post(f"{path}/restore", {"snapshot_id": saved["id"]})
+    seen = await api.run(session_id, "import os; x, open('a.txt').read(), sorted(os.listdir())")
+
+    assert seen["result"] == "(1, 'one', ['a.txt', 'b.txt'])"
+    assert session["file_count"] == 2
+    assert (saved["name"], saved["kind"], saved["file_count"], saved["session_id"]) == ("good", "manual", 2, session_id)
+    listed = await api.get(f"{path}/snapshots")
+    assert saved["id"] in [one["id"] for one in listed["snapshots"]]
+    assert (await api.get(f"{path}/snapshots/{saved['id']}"))["digest"] == saved["digest"]
+
+
+async def test_a_snapshot_is_deleted_unless_the_session_wakes_with_it(api: Api, session_id: str) -> None:
+    path = f"/api/sessions/{session_id}"
+    await api.run(session_id, "x = 1")
+    first = await api.post(f"{path}/snapshots", {}, 201)
+    await api.run(session_id, "x = 2")
+    second = await api.post(f"{path}/snapshots", {}, 201)
+
+    refused = await api.call("DELETE", f"{path}/snapshots/{second['id']}", expect=409)
+    await api.call("DELETE", f"{path}/snapshots/{first['id']}", expect=200)
+
+    assert refused["code"] == "snapshot_in_use"
+    missing = await api.get(f"{path}/snapshots/{first['id']}", 404)
+    assert missing["code"] == "snapshot_not_found"
+
+
+async def test_a_duplicate_carries_on_where_its_source_stands(api: Api, session_id: str) -> None:
+    await api.create(id=session_id, data={"a": 1, "b": 1}, labels={"team": "x"}, env={"COLOUR": "red"})
+    await api.run(session_id, COUNTER + "\nimport os\nos.makedirs('sub')\nopen('sub/f', 'w').write('deep')\ncount()")
+
+    copy_id = f"{session_id}-copy"
+    copy = await api.post(f"/api/sessions/{session_id}/duplicate", {"new_id": copy_id, "data": {"b": 2}}, 201)
+    in_copy = await api.run(copy_id, "count(), alias is log, open('sub/f').read(), os.environ['COLOUR']")
+    in_source = await api.run(session_id, "counter")
+
+    assert (copy["parent_id"], copy["data"], copy["labels"]) == (session_id, {"a": 1, "b": 2}, {"team": "x"})
+    assert in_copy["result"] == "(2, True, 'deep', 'red')"
+    assert in_source["result"] == "1"
+    children = await api.get(f"/api/sessions/{session_id}/children")
+    assert [one["id"] for one in children["sessions"]] == [copy_id]
+
+
+async def test_a_duplicate_has_what_was_installed(api: Api, session_id: str) -> None:
+    setup = {"commands": ["mkdir -p $VIRTUAL_ENV/lib/extra && echo 'there = 7' > "
+                          "$($VIRTUAL_ENV/bin/python -c 'import site; print(site.getsitepackages()[0])')/ours.py"]}
+    await api.create(id=session_id, setup=setup)
+    await api.run(session_id, "import ours")
+
+    await api.post(f"/api/sessions/{session_id}/duplicate", {"new_id": f"{session_id}-copy"}, 201)
+    in_copy = await api.run(f"{session_id}-copy", "ours.there")
+
+    assert in_copy["result"] == "7"
+
+
+async def test_a_running_session_is_duplicated_after_its_cell(api: Api, session_id: str) -> None:
+    path = f"/api/sessions/{session_id}"
+    await api.run(session_id, "import pathlib, time; x = 1")
+    async with api.stream(session_id, "print('begun')\nwhile not pathlib.Path('go').exists(): time.sleep(0.01)\nx = 2") as events:
+        async for event in events:
+            if event.kind == "stdout":
+                break
+        refused = await api.post(f"{path}/duplicate", {"new_id": f"{session_id}-no", "wait": False}, 409)
+        copying = asyncio.ensure_future(api.post(f"{path}/duplicate", {"new_id": f"{session_id}-copy"}, 201))
+        await api.call("PUT", f"{path}/files/go", content=b"", headers={"Content-Type": "application/octet-stream"})
+        async for _ in events:
+            pass
+    await copying
+
+    assert refused["code"] == "session_busy"
+    assert (await api.run(f"{session_id}-copy", "x"))["result"] == "2"
+    await api.get(f"/api/sessions/{session_id}-no", 404)
+
+
+async def test_an_id_that_is_taken_is_not_duplicated_to(api: Api, session_id: str) -> None:
+    await api.run(session_id, "x = 1")
+    taken = await api.post(f"/api/sessions/{session_id}/duplicate", {"new_id": session_id}, 409)
+    assert taken["code"] == "session_exists"
+
+
+@pytest.mark.slow
+async def test_a_hundred_duplicates_at_once(tmp_path: Path) -> None:
+    async with gateway_process(tmp_path / "data", live_limit=4) as gateway, Api(gateway.url) as api:
+        await api.run("source", "x = list(range(1000)); open('f', 'w').write('here')")
+
+        answers = await asyncio.gather(
+            *(api.http.post("/api/sessions/source/duplicate", json={"new_id": f"copy-{n}"}) for n in range(100))
+        )
+
+        assert [answer.status_code for answer in answers] == [201] * 100
+        listed = await api.get("/api/sessions/source/children?limit=1000")
+        assert listed["total_count"] == 100
+        for n in (0, 50, 99):
+            await api.post("/api/sessions/source/hibernate")
+            seen = await api.run(f"copy-{n}", "sum(x), open('f').read()")
+            assert seen["result"] == "(499500, 'here')"
+            await api.post(f"/api/sessions/copy-{n}/hibernate")
+
+
+async def test_a_remix_takes_what_it_is_asked_for(api: Api, session_id: str) -> None:
+    path = f"/api/sessions/{session_id}"
+    await api.create(id=session_id, metadata={"a": 1}, starting_prompt="first")
+    await api.run(session_id, "x, y = 1, 2; open('a', 'w').write('a'); open('b', 'w').write('b')")
+    saved = await api.post(f"{path}/snapshots", {}, 201)
+    await api.run(session_id, "x = 10")
+
+    remixed = await api.post(
+        f"{path}/remix",
+        {"name": "next", "starting_prompt": "second", "agent_ids": ["viz"], "waiting_timeout_seconds": 600,
+         "metadata": {"phase": 2}},
+        201,
+    )  # fmt: skip
+    only = await api.post(f"{path}/remix", {"name": "only x", "state": ["x"], "files": ["a"]}, 201)
+    early = await api.post(f"{path}/remix", {"name": "early", "snapshot_id": saved["id"], "files": False}, 201)
+    bare = await api.post(f"{path}/remix", {"name": "bare", "state": False}, 201)
+
+    code = "import os; {n: v for n, v in globals().items() if n in 'xy'}, sorted(os.listdir())"
+    assert (await api.run(remixed["id"], code))["result"] == "({'x': 10, 'y': 2}, ['a', 'b'])"
+    assert (await api.run(only["id"], code))["result"] == "({'x': 10}, ['a'])"
+    assert (await api.run(early["id"], code))["result"] == "({'x': 1, 'y': 2}, [])"
+    assert (await api.run(bare["id"], code))["result"] == "({}, ['a', 'b'])"
+    assert (remixed["name"], remixed["starting_prompt"], remixed["parent_id"]) == ("next", "second", session_id)
+    assert (remixed["metadata"], remixed["waiting_timeout_seconds"]) == ({"a": 1, "phase": 2}, 600)
+    assert [agent["id"] for agent in remixed["agents"]] == ["viz"]
+
+
+async def test_a_deleted_session_comes_back_with_its_variables(api: Api, session_id: str) -> None:
+    await api.run(session_id, "x = {'kept': True}; open('f', 'w').write('f')")
+
+    await api.call("DELETE", f"/api/sessions/{session_id}")
+    await api.post(f"/api/sessions/{session_id}/undelete")
+
+    assert (await api.run(session_id, "x, open('f').read()"))["result"] == "({'kept': True}, 'f')"
+
+
+async def test_restart_keeps_what_was_saved_or_starts_fresh(api: Api, session_id: str) -> None:
+    await api.run(session_id, "x = 1")
+
+    await api.post(f"/api/sessions/{session_id}/restart")
+    kept = await api.run(session_id, "x")
+    await api.post(f"/api/sessions/{session_id}/restart", {"state": "fresh"})
+    fresh = await api.run(session_id, "x")
+
+    assert (kept["result"], kept["resumed"]) == ("1", True)
+    assert (fresh["error"]["ename"], fresh["fresh_start"], fresh["resumed"]) == ("NameError", True, False)
+
+
+async def test_a_kernel_that_died_comes_back_from_its_last_save_and_says_what_is_lost(
+    api: Api, session_id: str
+) -> None:
+    await api.run(session_id, "x = 1")
+    await api.post(f"/api/sessions/{session_id}/snapshots", {}, 201)
+    await api.run(session_id, "x = 2")
+
+    died = await api.run(session_id, "import os; os.kill(os.getpid(), 9)")
+    back = await api.run(session_id, "x")
+
+    assert (died["status"], died["state_kept"]) == ("died", False)
+    assert (back["result"], back["resumed"]) == ("1", True)
+    assert [one["name"] for one in back["not_carried"]] == ["*"]
+    assert "had not been saved" in back["not_carried"][0]["reason"]
+
+
+async def test_a_quiet_session_is_saved_by_itself(tmp_path: Path) -> None:
+    settings = {"autosave_quiet_s": 0.1, "autosave_interval_s": 0.1, "reaper_interval_s": 0.05}
+    async with gateway_process(tmp_path / "data", **settings) as gateway, Api(gateway.url) as api:
+        await api.run("a", "x = 41")
+        await until(api, "/api/sessions/a", lambda session: session["saved_at"] is not None)
+        await api.run("a", "import os; os._exit(3)")
+
+        assert (await api.run("a", "x + 1"))["result"] == "42"
+
+
+async def test_an_idle_session_sleeps_and_wakes_as_it_was(tmp_path: Path) -> None:
+    async with gateway_process(tmp_path / "data", reaper_interval_s=0.05) as gateway, Api(gateway.url) as api:
+        await api.create(id="a", waiting_timeout_seconds=0.5)
+        await api.run("a", "import os; x, pid = 41, os.getpid()")
+        asleep = await until(api, "/api/sessions/a", lambda session: session["state"] == "IDLE")
+        woken = await api.run("a", "x + 1, pid == os.getpid()")
+
+    assert "kept" in asleep["state_reason"]
+    assert woken["result"] == "(42, False)"
+
+
+async def test_a_session_whose_save_fails_stays_awake_and_says_why(tmp_path: Path) -> None:
+    async with gateway_process(tmp_path / "data", reaper_interval_s=0.05, checkpoint_timeout_s=1) as gateway:
+        async with Api(gateway.url) as api:
+            await api.create(id="a", waiting_timeout_seconds=0.3)
+            await api.run("a", "import os\nclass Slow:\n    def __reduce__(self):\n        import time; time.sleep(60)\nx = Slow()")
+            told = await until(api, "/api/sessions/a", lambda session: session["save_problem"] is not None)
+            alive = await api.run("a", "type(x).__name__")
+
+    assert told["state"] in ("READY", "BUSY")
+    assert alive["result"] == "'Slow'"
+
+
+async def test_a_gateway_that_stops_saves_every_session(tmp_path: Path) -> None:
+    async with gateway_process(tmp_path / "data") as gateway:
+        async with Api(gateway.url) as api:
+            await asyncio.gather(*(api.run(f"s{n}", f"x = {n}; open('f', 'w').write('f')") for n in range(3)))
+        assert await gateway.stop() == 0
+        await gateway.start()
+        async with Api(gateway.url) as api:
+            results = [(await api.run(f"s{n}", "x, open('f').read()"))["result"] for n in range(3)]
+
+    assert results == [f"({n}, 'f')" for n in range(3)]
+
+
+async def test_a_snapshot_travels_to_another_gateway(api: Api, session_id: str, tmp_path: Path) -> None:
+    path = f"/api/sessions/{session_id}"
+    await api.run(session_id, COUNTER + "\ncount()\nopen('f', 'w').write('far')")
+    saved = await api.post(f"{path}/snapshots", {"name": "travels"}, 201)
+    tarball = (await api.http.get(f"{path}/snapshots/{saved['id']}/archive")).content
+
+    async with gateway_process(tmp_path / "data") as other, Api(other.url) as there:
+        brought = await put_snapshot(there, tarball, 201)
+        await there.create(id="new")
+        await there.post("/api/sessions/new/restore", {"snapshot_id": brought["id"]})
+        seen = await there.run("new", "count(), open('f').read()")
+        remixed = await there.post("/api/sessions/new/remix", {"name": "r", "snapshot_id": brought["id"]}, 201)
+        again = await there.run(remixed["id"], "count()")
+        listed = await there.get("/api/snapshots")
+
+    assert (brought["name"], brought["kind"], brought["session_id"]) == ("travels", "import", None)
+    assert brought["variable_count"] == saved["variable_count"]
+    assert seen["result"] == "(2, 'far')"
+    assert again["result"] == "2"
+    assert [one["id"] for one in listed["snapshots"]] == [brought["id"]]
+
+
+async def test_a_tarball_that_is_damaged_is_refused_and_nothing_kept(api: Api, session_id: str) -> None:
+    path = f"/api/sessions/{session_id}"
+    await api.run(session_id, "x = 1; open('f', 'w').write('f' * 10_000)")
+    saved = await api.post(f"{path}/snapshots", {}, 201)
+    tarball = bytearray((await api.http.get(f"{path}/snapshots/{saved['id']}/archive")).content)
+    before = await api.get("/api/snapshots")
+
+    for at in (len(tarball) // 3, len(tarball) // 2, len(tarball) - 20):
+        flipped = bytearray(tarball)
+        flipped[at] ^= 1
+        refused = await put_snapshot(api, bytes(flipped), 422)
+        assert refused["code"]
+    for garbage in (b"", b"not a tarball", bytes(tarball[: len(tarball) // 2])):
+        await put_snapshot(api, garbage, 422)
+
+    assert await api.get("/api/snapshots") == before
+
+
+async def test_another_kernel_keeps_its_files_and_says_that_variables_are_not(api: Api, session_id: str) -> None:
+    await api.create(id=session_id, language="bash")
+    await api.run(session_id, "X=1; echo here > f")
+
+    saved = await api.post(f"/api/sessions/{session_id}/snapshots", {}, 201)
+    copy = await api.post(f"/api/sessions/{session_id}/duplicate", {"new_id": f"{session_id}-copy"}, 201)
+    seen = await api.run(copy["id"], "cat f; echo [$X]")
+
+    assert (saved["has_state"], saved["variable_count"], saved["file_count"]) == (False, 0, 1)
+    assert "can't save its variables" in saved["state_note"]
+    assert seen["stdout"] == "here\n[]\n"
+
+
+async def test_a_restore_that_is_cut_off_is_finished_at_the_next_start(tmp_path: Path) -> None:
+    async with gateway_process(tmp_path / "data") as gateway:
+        async with Api(gateway.url) as api:
+            await api.run("a", "x = 1; open('f', 'w').write('one' * 1000)")
+            saved = await api.post("/api/sessions/a/snapshots", {}, 201)
+            for number in range(5):
+                await api.run("a", f"x = {number + 2}; open('f', 'w').write('two'); open('g{number}', 'w').write('g')")
+                restoring = asyncio.ensure_future(api.post("/api/sessions/a/restore", {"snapshot_id": saved["id"]}))
+                await asyncio.sleep(0.02 * number)  # another moment each time
+                os.kill(gateway.pid, signal.SIGKILL)
+                await gateway.ended()
+                await asyncio.gather(restoring, return_exceptions=True)
+                await gateway.start()
+
+                seen = (await api.run("a", "import os; x, open('f').read()[:3], 'g%d' % (x - 2) in os.listdir()"))
+
+                after = f"({1}, 'one', False)"
+                assert seen["result"] in (after, f"({number + 2}, 'two', True)")
+                await api.post("/api/sessions/a/restore", {"snapshot_id": saved["id"]})
+
+
+async def put_snapshot(api: Api, tarball: bytes, status: int) -> Any:
+    return await api.call(
+        "PUT", "/api/snapshots", content=tarball, headers={"Content-Type": "application/zstd"}, expect=status
+    )
+
+
+async def until(api: Api, path: str, wanted: Any) -> Any:
+    async with asyncio.timeout(30):
+        while not wanted(found := await api.get(path)):
+            await asyncio.sleep(0.02)
+    return found
