@@ -15,12 +15,13 @@ import sys
 import tarfile
 import threading
 import zlib
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import IO, Literal, Self
 
-from kernels.errors import BadArchive, BadPath, FileConflict, OutsideWorkspace, QuotaExceeded
+from kernels.errors import BadArchive, BadPath, FileConflict, OutsideWorkspace, QuotaExceeded, WorkspaceError
 from kernels.paths import (
     Folders,
     Parts,
@@ -29,6 +30,7 @@ from kernels.paths import (
     delete_tree,
     is_hidden,
     open_anyway,
+    open_root,
     resolve,
     show,
     split,
@@ -42,7 +44,7 @@ else:
     from backports import zstd
 
 PIECE_BYTES = 1 << 20
-_ZEROS = bytes(PIECE_BYTES)
+ZEROS = bytes(PIECE_BYTES)
 _SPARE_BYTES = 1 << 20
 _HEADER_BYTES = 1 << 14
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -63,6 +65,11 @@ def pack(root: Root) -> Iterator[bytes]:
 
     Files that change meanwhile are cut or padded to the size that they had.
     """
+    return compressed(_tar(root))
+
+
+def compressed(blocks: Iterable[bytes | memoryview]) -> Iterator[bytes]:
+    """A zst of these, in pieces; empty ones while there is nothing to hand out yet."""
     workers = min(2, os.cpu_count() or 1, zstd.CompressionParameter.nb_workers.bounds()[1])
     compressor = zstd.ZstdCompressor(
         options={
@@ -72,7 +79,7 @@ def pack(root: Root) -> Iterator[bytes]:
         }
     )
     raw = bytearray()
-    for block in _tar(root):
+    for block in blocks:
         raw += block
         if len(raw) >= PIECE_BYTES:
             yield from _cut(compressor.compress(raw))
@@ -121,7 +128,7 @@ def _packed(parts: Parts, folder: int, status: os.stat_result, linked: dict[tupl
                 if stat.S_ISREG(status.st_mode):
                     header = _header(parts, status)
                     header.size = status.st_size
-                    yield _bytes(header)
+                    yield header_bytes(header)
                     yield from _contents(fd, status)
                     yield bytes(-status.st_size % tarfile.BLOCKSIZE)
             finally:
@@ -131,24 +138,28 @@ def _packed(parts: Parts, folder: int, status: os.stat_result, linked: dict[tupl
             return
     else:
         return
-    yield _bytes(header)
+    yield header_bytes(header)
 
 
 def _header(parts: Parts, status: os.stat_result) -> tarfile.TarInfo:
     header = tarfile.TarInfo(_text(b"/".join(parts)))
     header.mode = stat.S_IMODE(status.st_mode)
-    header.mtime = status.st_mtime_ns // 10**9
-    seconds, nanoseconds = divmod(abs(status.st_mtime_ns), 10**9)
-    if nanoseconds:
-        header.pax_headers = {"mtime": f"{'-' * (status.st_mtime_ns < 0)}{seconds}.{nanoseconds:09}"}
+    set_time(header, status.st_mtime_ns)
     return header
+
+
+def set_time(header: tarfile.TarInfo, modified_ns: int) -> None:
+    header.mtime = modified_ns // 10**9
+    seconds, nanoseconds = divmod(abs(modified_ns), 10**9)
+    if nanoseconds:
+        header.pax_headers = {"mtime": f"{'-' * (modified_ns < 0)}{seconds}.{nanoseconds:09}"}
 
 
 def _text(name: bytes) -> str:
     return name.decode("utf-8", "surrogateescape")
 
 
-def _bytes(header: tarfile.TarInfo) -> bytes:
+def header_bytes(header: tarfile.TarInfo) -> bytes:
     return header.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
 
 
@@ -159,7 +170,7 @@ def _contents(fd: int, status: os.stat_result) -> Iterator[bytes]:
     while position < status.st_size:
         left = min(PIECE_BYTES, status.st_size - position)
         piece = b"" if sparse and _in_hole(fd, position, left) else os.pread(fd, left, position)
-        yield piece or _ZEROS[:left]
+        yield piece or ZEROS[:left]
         position += len(piece) or left
 
 
@@ -217,7 +228,7 @@ class Stopped(Exception):
     """Nobody waits for this archive any more."""
 
 
-class _Meter(io.BufferedIOBase):
+class Meter(io.BufferedIOBase):
     """What an archive decompresses to, as long as that is no more than its entries may take.
 
     A bomb is measured by what it becomes, not by what it says.
@@ -264,7 +275,7 @@ class _StrictInfo(tarfile.TarInfo):
         return header
 
 
-class _Tar(tarfile.TarFile):
+class Tar(tarfile.TarFile):
     members: list[tarfile.TarInfo]
     tarinfo = _StrictInfo
 
@@ -275,7 +286,7 @@ class _Tar(tarfile.TarFile):
 
 
 @contextmanager
-def _reading(spool: IO[bytes], stopped: threading.Event) -> Iterator[tuple[_Tar, _Meter]]:
+def reading(spool: IO[bytes], stopped: threading.Event) -> Iterator[tuple[Tar, Meter]]:
     """An archive from its start, whatever it is compressed with. Damage raises `BadArchive`."""
     spool.seek(0)
     magic = spool.read(4)
@@ -289,8 +300,8 @@ def _reading(spool: IO[bytes], stopped: threading.Event) -> Iterator[tuple[_Tar,
             elif magic[:2] == b"\x1f\x8b":
                 source = gzip.GzipFile(fileobj=spool)
                 stack.callback(source.close)
-            meter = _Meter(source, stopped)
-            yield stack.enter_context(_Tar.open(fileobj=meter, mode="r|", bufsize=1 << 16, encoding="utf-8")), meter
+            meter = Meter(source, stopped)
+            yield stack.enter_context(Tar.open(fileobj=meter, mode="r|", bufsize=1 << 16, encoding="utf-8")), meter
     except _DAMAGE as error:
         raise BadArchive("", f"not an archive that can be read: {error}") from error
 
@@ -300,7 +311,7 @@ def read_plan(
 ) -> Plan:
     """Look at every entry. Raises the `WorkspaceError` of the first one that may not be unpacked."""
     plan = Plan()
-    with _reading(spool, stopped) as (tar, meter):
+    with reading(spool, stopped) as (tar, meter):
         while (header := tar.next_header()) is not None:
             entry = _entry(header, root, ours=ours)
             plan.add(entry)
@@ -332,7 +343,7 @@ def _entry(header: tarfile.TarInfo, root: Root, *, ours: bool) -> Entry:
     if header.issym():
         if not target or b"\0" in target or len(target) >= 4096:
             raise BadArchive(shown, "a link to what can't be a path")
-        if not (ours or _stays_inside(parts, target, root)):
+        if not (ours or stays_inside(parts, target, root)):
             raise OutsideWorkspace(shown, "a link that leads, or could lead, out of the workspace")
         return Entry(parts, "link", modified_ns=modified_ns, target=target)
     raise BadArchive(shown, "neither a file, a folder nor a link")
@@ -350,7 +361,7 @@ def _entry_parts(name: str, *, ours: bool) -> Parts:
     return parts
 
 
-def _stays_inside(parts: Parts, target: bytes, root: Root) -> bool:
+def stays_inside(parts: Parts, target: bytes, root: Root) -> bool:
     """Whether a link can't lead out, whatever other links it meets: it climbs at its start only, and not too far."""
     if target.startswith(b"/"):
         steps, depth = root.inside(target), 0
@@ -372,7 +383,7 @@ def _nanoseconds(header: tarfile.TarInfo) -> int:
 
 def extract(spool: IO[bytes], plan: Plan, into: int, stopped: threading.Event) -> None:
     """Write what was planned below an empty folder."""
-    with _reading(spool, stopped) as (tar, meter), closing(Folders(into)) as folders:
+    with reading(spool, stopped) as (tar, meter), closing(Folders(into)) as folders:
         for parts in sorted(parts for parts, entry in plan.tree.items() if entry.kind == "folder"):
             os.mkdir(parts[-1], 0o700, dir_fd=folders.open(parts[:-1]))
         for entry in plan.entries:
@@ -398,7 +409,7 @@ def _write(entry: Entry, source: IO[bytes] | None, folder: int) -> None:
     fd = os.open(entry.parts[-1], flags, 0o600, dir_fd=folder)
     with open(fd, "wb", buffering=PIECE_BYTES) as file:
         while source is not None and (piece := source.read(PIECE_BYTES)):
-            if piece == _ZEROS:
+            if piece == ZEROS:
                 file.seek(PIECE_BYTES, os.SEEK_CUR)  # what was sparse stays so
             else:
                 file.write(piece)
@@ -491,14 +502,20 @@ def _take_away(root: Root, parts: Parts, replaced: int, name: bytes) -> None:
 
 
 @contextmanager
-def staging(root: Root, name: bytes) -> Iterator[tuple[int, int]]:
-    """A hidden folder in the workspace, gone after the block: a place to unpack to, and one for what is replaced."""
-    os.mkdir(name, 0o700, dir_fd=root.fd)
+def staging(workspace: Path, name: bytes, lock: AbstractContextManager[object]) -> Iterator[tuple[int, int]]:
+    """A hidden folder in the workspace, gone after the block: a place to unpack to, and one for what is replaced.
+
+    The workspace may become another folder meanwhile; its descriptors stay good. Under `lock` it does not.
+    """
     try:
-        with closing(Folders(root.fd)) as new, closing(Folders(root.fd)) as old:
-            for folder in (b"new", b"old"):
-                os.mkdir(folder, 0o700, dir_fd=new.open((name,)))
-            yield new.open((name, b"new")), old.open((name, b"old"))
+        with ExitStack() as opened:
+            with lock, open_root(workspace) as root:
+                os.mkdir(name, 0o700, dir_fd=root.fd)
+                new, old = (opened.enter_context(closing(Folders(root.fd))) for _ in range(2))
+                for folder in (b"new", b"old"):
+                    os.mkdir(folder, 0o700, dir_fd=new.open((name,)))
+                places = new.open((name, b"new")), old.open((name, b"old"))
+            yield places
     finally:
-        with suppress(OSError):
+        with suppress(OSError, WorkspaceError), lock, open_root(workspace) as root:
             delete_tree(name, root.fd)

@@ -3,7 +3,7 @@
 Nothing here may assume that the process is a child of ours, or even on this machine.
 """
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -173,8 +173,104 @@ class Workspace(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A file that a snapshot does not hold, and why."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotInfo:
+    """What is known of a snapshot without reading what it holds.
+
+    `digest` (blake3, of facts and files and state) stays the same in a copy and in a tarball. `size_bytes` are those
+    of files, holes included, and state; `stored_bytes` what this snapshot added to those before it. `changed` are
+    files that were written to while they were read, twice: what is kept of them may never have been there at once.
+    """
+
+    id: str
+    digest: str
+    created_at: datetime
+    size_bytes: int
+    stored_bytes: int
+    file_count: int
+    has_state: bool
+    facts: Mapping[str, Any]
+    skipped: tuple[Skipped, ...]
+    changed: tuple[str, ...]
+
+
+class Snapshots(Protocol):
+    """The files of places, and checkpoints, as they were. Methods raise `SnapshotError`s.
+
+    A snapshot is there whole or not at all, whenever the process ends, and is checked before it is used.
+    """
+
+    def state_folder(self, place: str) -> AbstractAsyncContextManager[str]:
+        """An empty folder for a checkpoint that `save` is then given; gone after the block."""
+        ...
+
+    async def save(self, place: str, snapshot_id: str, *, state: str | None, facts: Mapping[str, Any]) -> SnapshotInfo:
+        """Keep the files of a place, and the checkpoint in the folder `state`, which is used up. `facts` are JSON."""
+        ...
+
+    async def info(self, place: str, snapshot_id: str) -> SnapshotInfo:
+        """Raises `NoSuchSnapshot`, `DamagedSnapshot`, `NewerSnapshot`, as everything does that reads one."""
+        ...
+
+    async def ids(self, place: str) -> list[str]: ...
+
+    async def verify(self, place: str, snapshot_id: str) -> None:
+        """Read all of it. Raises `DamagedSnapshot`, which names what is damaged."""
+        ...
+
+    async def restore_files(self, place: str, snapshot_id: str, *, paths: Collection[str] | None = None) -> Usage:
+        """The workspace becomes what the snapshot held, at once; files on their way in arrive in it afterwards.
+
+        With `paths` (files, or folders with all in them; `NoSuchFile` for what it does not hold) only those are
+        replaced. The workspace's folder is another one then: a process in the old one does not see the new files.
+        """
+        ...
+
+    def state(self, place: str, snapshot_id: str) -> AbstractAsyncContextManager[str | None]:
+        """A folder for a kernel to load from, checked; None if there is no state. What it has mapped stays mapped."""
+        ...
+
+    async def copy(self, source_place: str, snapshot_id: str, target_place: str, new_id: str) -> SnapshotInfo:
+        """The same snapshot at another place, independent of the first; costs no space where files can be linked."""
+        ...
+
+    def export(self, place: str, snapshot_id: str) -> AsyncIterator[bytes]:
+        """A tar.zst to take elsewhere: `manifest.json`, then `files/…`, then `state/…`."""
+        ...
+
+    async def take_in(
+        self, place: str, snapshot_id: str, pieces: AsyncIterator[bytes], *, limit_bytes: int, max_files: int
+    ) -> SnapshotInfo:
+        """Keep what `export` gave, whoever had it since.
+
+        Raises `BadArchive`, `OutsideWorkspace`, `QuotaExceeded`, `NewerSnapshot`; then nothing is kept.
+        """
+        ...
+
+    async def delete(self, place: str, snapshot_id: str) -> None: ...
+
+    async def remove(self, place: str) -> None:
+        """Delete all snapshots of a place."""
+        ...
+
+    async def usage(self, place: str) -> int:
+        """Bytes on disk."""
+        ...
+
+
 class Engine(Protocol):
-    """Starts kernels and keeps the places where their files are."""
+    """Starts kernels and keeps the places where their files are, and their snapshots."""
+
+    @property
+    def snapshots(self) -> Snapshots: ...
 
     def kernelspecs(self) -> Mapping[str, Kernelspec]: ...
 
@@ -187,7 +283,7 @@ class Engine(Protocol):
         ...
 
     async def remove(self, place: str) -> None:
-        """Remove a place for good: workspace, overlay, logs. Raises `OSError`, `WorkspaceError` if something stays."""
+        """Remove a place for good: workspace, overlay, logs, snapshots. Raises `OSError`, `WorkspaceError` if any stays."""
         ...
 
     async def log(self, place: str, name: Literal["kernel", "setup"], limit_bytes: int) -> str:

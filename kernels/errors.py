@@ -58,3 +58,33 @@ class QuotaExceeded(WorkspaceError):
 
 class BadArchive(WorkspaceError):
     """Not an archive that can be unpacked here."""
+
+
+class SnapshotError(KernelsError):
+    """A snapshot that can't be made, read or brought back; nothing was changed."""
+
+
+class NoSuchSnapshot(SnapshotError):
+    def __init__(self, snapshot_id: str) -> None:
+        super().__init__(f"There is no snapshot {snapshot_id!r}.")
+        self.snapshot_id = snapshot_id
+
+
+class DamagedSnapshot(SnapshotError):
+    """What is kept of it is not what was saved; `what` says which part."""
+
+    def __init__(self, snapshot_id: str, what: str) -> None:
+        super().__init__(f"The snapshot {snapshot_id!r} is damaged: {what}.")
+        self.snapshot_id = snapshot_id
+        self.what = what
+
+
+class NewerSnapshot(SnapshotError):
+    """It was written by a version that knows more than this one."""
+
+    def __init__(self, snapshot_id: str, found: int, known: int) -> None:
+        super().__init__(f"The snapshot {snapshot_id!r} has format {found}; this version reads up to {known}.")
+
+
+class NoSpace(SnapshotError):
+    """The disk is full, or a limit on files is reached."""

@@ -57,7 +57,7 @@ def parse(path: str) -> Parts:
         raise BadPath(path, "not valid Unicode") from None
     if raw.startswith(b"/"):
         raise OutsideWorkspace(path, "paths are relative to the workspace")
-    parts = tuple(_unescape(part) for part in raw.split(b"/") if part != b".") if raw else ()
+    parts = tuple(read_name(part) for part in raw.split(b"/") if part != b".") if raw else ()
     check(parts, path)
     return parts
 
@@ -89,7 +89,8 @@ def show_name(name: bytes) -> str:
     return name.decode("utf-8", "backslashreplace")
 
 
-def _unescape(part: bytes) -> bytes:
+def read_name(part: bytes) -> bytes:
+    """What `show_name` showed, as UTF-8, back as it was."""
     return _ESCAPE.sub(lambda found: bytes.fromhex(found[1].decode()), part) if b"\\" in part else part
 
 
@@ -316,11 +317,16 @@ def _chmod(name: bytes, mode: int, folder: int) -> None:
 
 
 def walk(
-    root: int, top: Parts = (), *, skip: Callable[[bytes], bool]
+    root: int,
+    top: Parts = (),
+    *,
+    skip: Callable[[bytes], bool],
+    on_error: Callable[[Parts, OSError], object] | None = None,
 ) -> Iterator[tuple[Parts, int, list[tuple[bytes, os.stat_result]]]]:
     """Each folder from `top` down: its names, a descriptor good until the next one, its entries sorted.
 
     Links are not followed. What disappears meanwhile is left out. `skip` is asked about names in the root.
+    Folders taken out of the entries are not entered. A folder that can't be read is told to `on_error`, or raises.
     """
     pending = [top]
     with closing(Folders(root)) as folders:
@@ -333,7 +339,10 @@ def walk(
             except OSError as error:
                 if parts != top and error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
                     continue
-                raise
+                if parts == top or on_error is None:
+                    raise
+                on_error(parts, error)
+                continue
             entries = _entries(fd, skip if not parts else None)
             yield parts, fd, entries
             pending.extend((*parts, name) for name, status in reversed(entries) if stat.S_ISDIR(status.st_mode))

@@ -15,9 +15,9 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import IO, ParamSpec, TypeVar
+from typing import IO
 
-from kernels import archives
+from kernels import archives, swaps
 from kernels.engine import FileInfo, FileType, Usage
 from kernels.errors import BadPath, FileConflict, NoSuchFile, QuotaExceeded
 from kernels.paths import (
@@ -35,14 +35,12 @@ from kernels.paths import (
     translated,
     walk,
 )
+from kernels.threads import in_thread, outcome
 
 PIECE_BYTES = 1 << 20
 _USAGE_AGE_S = 1.0
 _LEFTOVER_AGE_S = 86_400
 _SPOOL_SPARE_BYTES = 256 << 20
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
 class LocalWorkspace:
@@ -53,24 +51,30 @@ class LocalWorkspace:
     """
 
     def __init__(self, root: Path, quota_bytes: int | None, max_files: int = 250_000) -> None:
-        self._root = root
+        self.root = self._root = root
         self._room = _Room(root, quota_bytes, max_files)
+        with suppress(FileNotFoundError):
+            parent = os.open(root.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                swaps.finish(parent, os.fsencode(root.name))
+            finally:
+                os.close(parent)
 
     async def usage(self) -> Usage:
-        return await _in_thread(self._room.measure)
+        return await in_thread(self._room.measure)
 
     async def list(self, path: str = "", *, recursive: bool = False) -> list[FileInfo]:
-        return await _in_thread(_list, self._root, path, recursive)
+        return await in_thread(_list, self._root, path, recursive)
 
     async def info(self, path: str) -> FileInfo:
-        return await _in_thread(self._info, path)
+        return await in_thread(self._info, path)
 
     async def read(self, path: str, *, start: int = 0, end: int | None = None) -> AsyncGenerator[bytes, None]:
         with ExitStack() as opened:
-            fd = await _in_thread(self._open, path, opened)
+            fd = await in_thread(self._open, path, opened)
             while end is None or start < end:
                 size = PIECE_BYTES if end is None else min(PIECE_BYTES, end - start)
-                piece = await _in_thread(os.pread, fd, size, start)
+                piece = await in_thread(os.pread, fd, size, start)
                 if not piece:
                     break
                 yield piece
@@ -79,33 +83,33 @@ class LocalWorkspace:
     async def write(self, path: str, pieces: AsyncIterator[bytes]) -> FileInfo:
         upload = _Upload(self._root, self._room, path)
         try:
-            await _in_thread(upload.open)
+            await in_thread(upload.open)
             waiting = bytearray()
             async for piece in pieces:
                 waiting += piece
                 if len(waiting) >= PIECE_BYTES:
-                    await _in_thread(upload.add, waiting)
+                    await in_thread(upload.add, waiting)
                     waiting = bytearray()
-            return await _in_thread(upload.finish, waiting)
+            return await in_thread(upload.finish, waiting)
         finally:
-            await _in_thread(upload.close)
+            await in_thread(upload.close)
 
     async def delete(self, path: str) -> None:
-        await _in_thread(self._delete, path)
+        await in_thread(self._delete, path)
 
     async def move(self, source: str, target: str, *, overwrite: bool = False) -> FileInfo:
-        return await _in_thread(self._move, source, target, overwrite)
+        return await in_thread(self._move, source, target, overwrite)
 
     async def archive(self) -> AsyncGenerator[bytes, None]:
         with closing(self._pack()) as pieces:
-            while (piece := await _in_thread(partial(next, pieces, None))) is not None:
+            while (piece := await in_thread(partial(next, pieces, None))) is not None:
                 if piece:
                     yield piece
 
     async def unpack(self, pieces: AsyncIterator[bytes], *, ours: bool = False) -> Usage:
         stopped = threading.Event()
         with ExitStack() as opened:
-            spool = await _in_thread(self._spool, opened)
+            spool = await in_thread(self._spool, opened)
             waiting, size = bytearray(), 0
             async for piece in pieces:
                 waiting += piece
@@ -113,14 +117,23 @@ class LocalWorkspace:
                 if self._room.quota_bytes is not None and size > self._room.quota_bytes + _SPOOL_SPARE_BYTES:
                     raise QuotaExceeded("", "the archive is larger than the workspace may be")
                 if len(waiting) >= PIECE_BYTES:
-                    await _in_thread(_write_all, spool.fileno(), waiting, "")
+                    await in_thread(_write_all, spool.fileno(), waiting, "")
                     waiting = bytearray()
-            await _in_thread(_write_all, spool.fileno(), waiting, "")
+            await in_thread(_write_all, spool.fileno(), waiting, "")
             loop = asyncio.get_running_loop()
-            return await _outcome(loop.run_in_executor(None, self._unpack, spool, ours, stopped), stopped.set)
+            return await outcome(loop.run_in_executor(None, self._unpack, spool, ours, stopped), stopped.set)
+
+    async def exchange(
+        self, build: Callable[[Root, int], None], *, over: bool, on_stage: Callable[[str], object] = lambda _: None
+    ) -> Usage:
+        """Everything becomes what `build` writes into an empty folder, at once. It is given the old one as well.
+
+        Nothing else changes the workspace while it builds `over` what is there. What is on its way in arrives later.
+        """
+        return await in_thread(self._exchange, build, over, on_stage)
 
     async def remove(self) -> None:
-        await _in_thread(self._remove)
+        await in_thread(self._remove)
 
     def _info(self, path: str) -> FileInfo:
         with open_root(self._root, path) as root, resolve(root, path) as place:
@@ -194,13 +207,34 @@ class LocalWorkspace:
                 )
                 merge = archives.plan_merge(root, plan)
                 self._room.claim(name, "", plan.size_bytes - merge.freed_bytes, merge.new_files)
-                with archives.staging(root, name) as (unpacked, replaced):
+                with archives.staging(self._root, name, self._room.lock) as (unpacked, replaced):
                     archives.extract(spool, plan, unpacked, stopped)
-                    with self._room.change():
-                        archives.apply(archives.plan_merge(root, plan), root, unpacked, replaced)
+                    with self._room.change(), open_root(self._root) as now:
+                        archives.apply(archives.plan_merge(now, plan), now, unpacked, replaced)
                         self._room.settle(name)
         finally:
             self._room.drop(name)
+        return self._room.measure()
+
+    def _exchange(self, build: Callable[[Root, int], None], over: bool, on_stage: Callable[[str], object]) -> Usage:
+        with ExitStack() as undo:
+            parent = os.open(self._root.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            undo.callback(os.close, parent)
+            swaps.clean(parent)
+            name, folder = undo.enter_context(swaps.building(parent))
+            if over:
+                undo.enter_context(self._room.change())
+            with open_root(self._root) as old:
+                build(old, folder)
+                os.fchmod(folder, stat.S_IMODE(os.fstat(old.fd).st_mode))
+            on_stage("built")
+            swaps.sync_all(folder)
+            on_stage("synced")
+            with self._room.change(), open_root(self._root) as old:
+                self._room.move_claims(old.fd, folder)
+                swaps.swap(parent, name, os.fsencode(self._root.name))
+            on_stage("swapped")
+        on_stage("cleaned")
         return self._room.measure()
 
     def _remove(self) -> None:
@@ -263,6 +297,12 @@ class _Room:
         with self.lock:
             self._claims.pop(name, None)
 
+    def move_claims(self, old: int, new: int) -> None:
+        """What is on its way in goes on in another folder."""
+        for name in self._claims:
+            with suppress(FileNotFoundError):
+                os.rename(name, name, src_dir_fd=old, dst_dir_fd=new)
+
     def _scan(self) -> Usage:
         file_count = total_bytes = 0
         seen = set()
@@ -281,6 +321,11 @@ class _Room:
         return Usage(file_count, total_bytes)
 
     def _delete_leftovers(self, root: Root) -> None:
+        parent = os.open(self._root.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            swaps.clean(parent)
+        finally:
+            os.close(parent)
         with os.scandir(root.fd) as found:
             names = [name for entry in found if is_hidden(name := os.fsencode(entry.name))]
         for name in names:
@@ -308,7 +353,11 @@ class _Upload:
         self._finished = False
 
     def open(self) -> None:
-        with open_root(self._root, self._path) as root, resolve(root, self._path) as place:
+        with (
+            self._room.lock,
+            open_root(self._root, self._path) as root,
+            resolve(root, self._path) as place,
+        ):
             self._find_old(place)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             self._fd = os.open(self._name, flags, 0o600, dir_fd=root.fd)
@@ -411,23 +460,3 @@ def _write_all(fd: int, data: bytearray, path: str) -> None:
         written = 0
         while written < len(left):
             written += os.write(fd, left[written:])
-
-
-async def _in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Do blocking work in a thread. A cancel waits until the thread is done: nothing is closed under it."""
-    work = asyncio.get_running_loop().run_in_executor(None, partial(function, *args, **kwargs))
-    return await _outcome(work)
-
-
-async def _outcome(work: "asyncio.Future[T]", on_cancel: Callable[[], object] | None = None) -> T:
-    try:
-        return await asyncio.shield(work)
-    except asyncio.CancelledError:
-        if on_cancel is not None:
-            on_cancel()
-        while not work.done():
-            with suppress(asyncio.CancelledError):
-                await asyncio.wait([work])
-        if not work.cancelled():
-            work.exception()  # nobody is left to be told
-        raise

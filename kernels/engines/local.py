@@ -25,12 +25,13 @@ import psutil
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner as JupyterLocalProvisioner
 
-from kernels.engine import Exit, Kernelspec, Launch, ProcessUsage, SetupStep, Workspace
+from kernels.engine import Exit, Kernelspec, Launch, ProcessUsage, SetupStep, Snapshots
 from kernels.engines import processes
 from kernels.engines.logs import Log
 from kernels.engines.overlay import Interpreter, Overlay, probe
 from kernels.errors import StartFailed
 from kernels.paths import delete_tree
+from kernels.snapshots import LocalSnapshots
 from kernels.workspace import LocalWorkspace
 
 log = logging.getLogger(__name__)
@@ -159,6 +160,7 @@ class LocalEngine:
         self._running: dict[str, LocalProcess] = {}
         self._marks: set[str] = set()  # of kernels and setups
         self._workspaces: dict[str, tuple[int | None, LocalWorkspace]] = {}  # each knows what it holds, for its quota
+        self.snapshots: Snapshots = LocalSnapshots(data_dir / "snapshots", self._known_workspace)
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[None]:
@@ -283,7 +285,7 @@ class LocalEngine:
     def _place(self, place: str) -> Path:
         return self._places / place
 
-    async def workspace(self, place: str, disk_bytes: int | None) -> Workspace:
+    async def workspace(self, place: str, disk_bytes: int | None) -> LocalWorkspace:
         root = self._place(place) / "workspace"
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
         known = self._workspaces.get(place)
@@ -293,7 +295,12 @@ class LocalEngine:
             known = self._workspaces[place] = disk_bytes, LocalWorkspace(root, disk_bytes)
         return known[1]
 
+    async def _known_workspace(self, place: str) -> LocalWorkspace:
+        known = self._workspaces.get(place)
+        return await self.workspace(place, known[0] if known is not None else None)
+
     async def remove(self, place: str) -> None:
+        await self.snapshots.remove(place)
         if (known := self._workspaces.pop(place, None)) is not None:
             await known[1].remove()
         for folder in (self._places, self._logs):
