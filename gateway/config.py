@@ -68,7 +68,9 @@ class Settings(BaseSettings):
     autosave: bool = Field(default=True, description="save the variables of sessions that have changed and are quiet")
     autosave_quiet_s: Annotated[float, Field(ge=0)] = Field(default=5, description="how long a session must be quiet")
     autosave_interval_s: Annotated[float, Field(ge=0)] = Field(default=60, description="at least, between two saves")
-    autosaves_kept: Annotated[int, Field(ge=1)] = Field(default=2, description="of each session; older ones are removed")
+    autosaves_kept: Annotated[int, Field(ge=1)] = Field(
+        default=2, description="of each session; older ones are removed"
+    )
     snapshots_kept: Annotated[int, Field(ge=1)] = Field(default=100, description="of each session, of those asked for")
     snapshots_max_age_s: Annotated[float, Field(gt=0)] | None = None
     snapshot_wait_s: Annotated[float, Field(gt=0)] = Field(
@@ -77,7 +79,9 @@ class Settings(BaseSettings):
     checkpoint_timeout_s: Annotated[float, Field(gt=0)] = Field(
         default=300, description="for writing the variables of a session, or reading them"
     )
-    blobs: str = Field(default="", description="where snapshots' bytes are: s3://BUCKET/PREFIX …; empty is the data folder")
+    blobs: str = Field(
+        default="", description="where snapshots' bytes are: s3://BUCKET/PREFIX …; empty is the data folder"
+    )
 
     output_limit_bytes: Annotated[int, Field(ge=1000)] = 10 * MEBI
     body_limit_bytes: Annotated[int, Field(ge=1000)] = 32 * MEBI

@@ -212,8 +212,14 @@ class Snapshots(Protocol):
         """An empty folder for a checkpoint that `save` is then given; gone after the block."""
         ...
 
-    async def save(self, place: str, snapshot_id: str, *, state: str | None, facts: Mapping[str, Any]) -> SnapshotInfo:
-        """Keep the files of a place, and the checkpoint in the folder `state`, which is used up. `facts` are JSON."""
+    async def save(
+        self, place: str, snapshot_id: str, *, facts: Mapping[str, Any], files: bool = True,
+        state: str | None = None, state_of: str | None = None,
+    ) -> SnapshotInfo:  # fmt: skip
+        """Keep the files of a place, and a checkpoint: in the folder `state`, which is used up, or that of a snapshot.
+
+        `facts` are JSON.
+        """
         ...
 
     async def info(self, place: str, snapshot_id: str) -> SnapshotInfo:
@@ -282,8 +288,12 @@ class Engine(Protocol):
         """The files at a place, which is made if it is not there."""
         ...
 
+    async def copy_environment(self, source: str, target: str) -> None:
+        """Give a new place what is installed at another one, and the files of its home. Raises `WorkspaceError`."""
+        ...
+
     async def remove(self, place: str) -> None:
-        """Remove a place for good: workspace, overlay, logs, snapshots. Raises `OSError`, `WorkspaceError` if any stays."""
+        """Remove a place with all that is kept of it. Raises `OSError`, `WorkspaceError` if something stays."""
         ...
 
     async def log(self, place: str, name: Literal["kernel", "setup"], limit_bytes: int) -> str:

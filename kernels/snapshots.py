@@ -46,9 +46,9 @@ from kernels.errors import (
 )  # fmt: skip
 from kernels.manifests import Entry, Key, Location, Manifest, Stored, decode, encode
 from kernels.packs import Packer, Packs, workers, write_all
-from kernels.paths import Root, open_root, show
+from kernels.paths import Parts, Root, open_root, show
 from kernels.threads import in_thread, outcome
-from kernels.trees import chosen, link_tree, read_tree, write_tree
+from kernels.trees import Tree, chosen, link_tree, read_tree, write_tree
 from kernels.workspace import LocalWorkspace
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
@@ -90,11 +90,16 @@ class LocalSnapshots:
         with ExitStack() as stack:
             yield str(await in_thread(stack.enter_context, self._work()))
 
-    async def save(self, place: str, snapshot_id: str, *, state: str | None, facts: Mapping[str, Any]) -> SnapshotInfo:
+    async def save(
+        self, place: str, snapshot_id: str, *, facts: Mapping[str, Any], files: bool = True,
+        state: str | None = None, state_of: str | None = None,
+    ) -> SnapshotInfo:  # fmt: skip
         workspace = await self._workspace(place)
         stopped = threading.Event()
         async with self._alone(place):
-            save = partial(self._save, place, snapshot_id, workspace.root, state, facts, stopped)
+            save = partial(
+                self._save, place, snapshot_id, workspace.root if files else None, state, state_of, facts, stopped
+            )
             return await outcome(asyncio.get_running_loop().run_in_executor(None, save), stopped.set)
 
     async def info(self, place: str, snapshot_id: str) -> SnapshotInfo:
@@ -227,42 +232,43 @@ class LocalSnapshots:
             raise SnapshotError(f"There is a snapshot {snapshot_id!r} already.")
 
     def _save(
-        self, place: str, snapshot_id: str, path: Path, state: str | None, facts: Mapping[str, Any],
-        stopped: threading.Event,
+        self, place: str, snapshot_id: str, path: Path | None, state: str | None, state_of: str | None,
+        facts: Mapping[str, Any], stopped: threading.Event,
     ) -> SnapshotInfo:  # fmt: skip
         with self._changing(place), self._work() as work, workers() as pool:
             self._check_new(place, snapshot_id)
             self._on_stage("opened")
             stored = self._all_stored(place)
             known = self._known(place, stored)
-            before = {}
-            if stored:
-                with suppress(DamagedSnapshot):
-                    before = {
-                        entry.parts: entry
-                        for entry in stored[-1].manifest().entries
-                        if entry.stamp is not None and all((it.digest, False) in known for it in entry.chunks)
-                    }
+            before = _unchanged(stored, known) if path is not None else {}
             name = token_hex(16) + _PACK
             created_at = datetime.now(UTC)
             with Packer(work / name, name, known, pool, stopped) as packer:
-                with open_root(path) as root:
-                    tree = read_tree(root, packer, before, self._settled_s)
+                tree = Tree()
+                if path is not None:
+                    with open_root(path) as root:
+                        tree = read_tree(root, packer, before, self._settled_s)
                 self._on_stage("files read")
                 files, adopted = read_state(Path(state), work, packer, pool) if state is not None else ({}, [])
                 packer.finish()
+            kept = self._state_of(place, state_of) if state_of is not None else None
             self._on_stage("packed")
             manifest = Manifest(
                 id=snapshot_id,
                 created_at=created_at,
                 entries=tree.entries(),
-                state={name: file() for name, file in files.items()},
+                state={name: file() for name, file in files.items()} if kept is None else kept.state,
                 facts=facts,
                 skipped=tuple(tree.skipped),
                 changed=tuple(tree.changed),
-                locations=packer.locations,
+                locations=packer.locations | (kept.locations if kept is not None else {}),
             )
             return self._keep(place, manifest, [*_filled(packer), *adopted])
+
+    def _state_of(self, place: str, snapshot_id: str) -> Manifest:
+        """A snapshot, of which only the state is wanted."""
+        manifest = self._stored(place, snapshot_id).manifest()
+        return replace(manifest, locations={key: at for key, at in manifest.locations.items() if key[1]})
 
     def _keep(self, place: str, manifest: Manifest, packs: New) -> SnapshotInfo:
         """Packs first, then what makes them a snapshot. If that fails none of them stays."""
@@ -466,6 +472,19 @@ class LocalSnapshots:
         finally:
             os.close(fd)
         return desk
+
+
+def _unchanged(stored: list[Stored], known: Mapping[Key, Location]) -> dict[Parts, Entry]:
+    """The files of the newest snapshot that has any, which need not be read again if their stamps are the same."""
+    for one in reversed(stored):
+        with suppress(DamagedSnapshot):
+            if entries := one.manifest().entries:
+                return {
+                    entry.parts: entry
+                    for entry in entries
+                    if entry.stamp is not None and all((it.digest, False) in known for it in entry.chunks)
+                }
+    return {}
 
 
 def _filled(packer: Packer) -> New:

@@ -169,8 +169,11 @@ class WakeHandler(ApiHandler):
 class HibernateHandler(ApiHandler):
     """/api/sessions/{session_id}/hibernate"""
 
-    operations = {"POST": Operation("Save the variables of an idle session and end its kernel", SessionView,
-                                    also={409: "It runs code"})}
+    operations = {
+        "POST": Operation(
+            "Save the variables of an idle session and end its kernel", SessionView, also={409: "It runs code"}
+        )
+    }
 
     async def post(self, session_id: str) -> None:
         self.body(NoQuery)

@@ -24,9 +24,7 @@ _BUSY = {409: "It runs code"}
 
 def _list(found: Page[Snapshot]) -> SnapshotList:
     views = [SnapshotView.of(one) for one in found.items]
-    return SnapshotList(
-        snapshots=views, count=len(views), total_count=found.total_count, next_token=found.next_token
-    )
+    return SnapshotList(snapshots=views, count=len(views), total_count=found.total_count, next_token=found.next_token)
 
 
 class SnapshotsHandler(ApiHandler):

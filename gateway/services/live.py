@@ -336,7 +336,9 @@ class LiveSession:
                 self.change(SessionChanges(replace={"save_problem": str(error)}))
                 raise
             if kernel is not None and kernel is self.kernel:
-                saved = {"saved_snapshot_id": snapshot.id, "saved_at": at, "state_only": None} if snapshot.has_state else {}
+                saved = (
+                    {"saved_snapshot_id": snapshot.id, "saved_at": at, "state_only": None} if snapshot.has_state else {}
+                )
                 self.change(SessionChanges(replace={**saved, "save_problem": None}))
                 self._saved_changes = changes
             with self._tools.vault.using(snapshot.id):

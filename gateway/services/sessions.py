@@ -38,8 +38,8 @@ from gateway.models.sessions import (
     check_size,
     size_bytes,
 )  # fmt: skip
-from gateway.services.live import Live, LiveSession
 from gateway.services.lasting import lasting
+from gateway.services.live import Live, LiveSession
 from gateway.services.recorder import Recorder, Spawn
 from gateway.services.vault import Vault
 from gateway.stores.base import SessionChanges, Store
@@ -68,7 +68,14 @@ class FilesStay(GatewayError):
 
 class SessionService:
     def __init__(
-        self, settings: Settings, store: Store, engine: Engine, live: Live, vault: Vault, recorder: Recorder, spawn: Spawn
+        self,
+        settings: Settings,
+        store: Store,
+        engine: Engine,
+        live: Live,
+        vault: Vault,
+        recorder: Recorder,
+        spawn: Spawn,
     ) -> None:
         self._settings = settings
         self._store = store

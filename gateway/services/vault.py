@@ -83,9 +83,7 @@ class Vault:
             await self._store.put_snapshot(snapshot)
         return snapshot
 
-    async def _state(
-        self, stack: AsyncExitStack, session: Session, kernel: Kernel | None, wait_s: float
-    ) -> _State:
+    async def _state(self, stack: AsyncExitStack, session: Session, kernel: Kernel | None, wait_s: float) -> _State:
         if kernel is None:
             return await self._sleeping_state(session)
         if not kernel.is_ours:
@@ -267,4 +265,3 @@ def measured(info: SnapshotInfo) -> dict[str, Any]:
         "skipped": [SkippedFile(path=one.path, reason=one.reason) for one in info.skipped]
         + [SkippedFile(path=path, reason="it changed while it was read") for path in info.changed],
     }
-

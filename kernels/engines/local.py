@@ -28,7 +28,7 @@ from jupyter_client.provisioning.local_provisioner import LocalProvisioner as Ju
 from kernels.engine import Exit, Kernelspec, Launch, ProcessUsage, SetupStep, Snapshots
 from kernels.engines import processes
 from kernels.engines.logs import Log
-from kernels.engines.overlay import Interpreter, Overlay, probe
+from kernels.engines.overlay import Interpreter, Overlay, copy_environment, probe
 from kernels.errors import StartFailed
 from kernels.paths import delete_tree
 from kernels.snapshots import LocalSnapshots
@@ -298,6 +298,9 @@ class LocalEngine:
     async def _known_workspace(self, place: str) -> LocalWorkspace:
         known = self._workspaces.get(place)
         return await self.workspace(place, known[0] if known is not None else None)
+
+    async def copy_environment(self, source: str, target: str) -> None:
+        await copy_environment(self._place(source), self._place(target))
 
     async def remove(self, place: str) -> None:
         await self.snapshots.remove(place)

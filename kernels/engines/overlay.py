@@ -4,17 +4,19 @@ A virtual environment without copies: its interpreter is a link, what is install
 `site-packages`, and the kernel environment's packages are seen behind them but never written to.
 """
 
+import asyncio
 import json
 import os
 import secrets
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from kernels.engines.logs import open_regular
 from kernels.errors import StartFailed
+from kernels.workspace import LocalWorkspace
 
 _PROBE = """
 import json, os, sys, sysconfig
@@ -30,6 +32,7 @@ print(json.dumps({
 _PIP = '#!/bin/sh\nexec "$(dirname "$0")/python" -m pip "$@"\n'
 _MARKER = "pyvenv.cfg"
 _MOST_READ = 65_536
+_MOST_FILES = 1_000_000
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -97,6 +100,33 @@ class Overlay:
             "NODE_PATH": str(self.node / "node_modules"),
             "PIP_DISABLE_PIP_VERSION_CHECK": "1",
         }
+
+
+async def copy_environment(source: Path, target: Path) -> None:
+    """What is installed at one place, and its home, at another one; programs there start their own interpreter."""
+    for name in ("overlay", "home"):
+        if (source / name).is_dir():
+            (target / name).mkdir(parents=True, mode=0o700)
+            kept = LocalWorkspace(source / name, None, max_files=_MOST_FILES)
+            await LocalWorkspace(target / name, None, max_files=_MOST_FILES).unpack(kept.archive(), ours=True)
+    await asyncio.to_thread(_point_programs, source / "overlay", target / "overlay")
+
+
+def _point_programs(source: Path, target: Path) -> None:
+    """A program's first lines name the interpreter that it was installed for."""
+    old, new = os.fsencode(source), os.fsencode(target)
+    with suppress(FileNotFoundError), _folder(target, "bin") as programs:
+        for name in os.listdir(programs):
+            try:
+                fd = open_regular(name, os.O_RDWR, programs)
+            except OSError:
+                continue
+            with open(fd, "r+b") as program:
+                text = program.read(_MOST_READ)
+                if text.startswith(b"#!") and old in text and not program.read(1):
+                    program.seek(0)
+                    program.write(text.replace(old, new))
+                    program.truncate()
 
 
 @contextmanager

@@ -101,8 +101,12 @@ async def test_a_duplicate_carries_on_where_its_source_stands(api: Api, session_
 
 
 async def test_a_duplicate_has_what_was_installed(api: Api, session_id: str) -> None:
-    setup = {"commands": ["mkdir -p $VIRTUAL_ENV/lib/extra && echo 'there = 7' > "
-                          "$($VIRTUAL_ENV/bin/python -c 'import site; print(site.getsitepackages()[0])')/ours.py"]}
+    setup = {
+        "commands": [
+            "mkdir -p $VIRTUAL_ENV/lib/extra && echo 'there = 7' > "
+            "$($VIRTUAL_ENV/bin/python -c 'import site; print(site.getsitepackages()[0])')/ours.py"
+        ]
+    }
     await api.create(id=session_id, setup=setup)
     await api.run(session_id, "import ours")
 
@@ -115,7 +119,9 @@ async def test_a_duplicate_has_what_was_installed(api: Api, session_id: str) -> 
 async def test_a_running_session_is_duplicated_after_its_cell(api: Api, session_id: str) -> None:
     path = f"/api/sessions/{session_id}"
     await api.run(session_id, "import pathlib, time; x = 1")
-    async with api.stream(session_id, "print('begun')\nwhile not pathlib.Path('go').exists(): time.sleep(0.01)\nx = 2") as events:
+    async with api.stream(
+        session_id, "print('begun')\nwhile not pathlib.Path('go').exists(): time.sleep(0.01)\nx = 2"
+    ) as events:
         async for event in events:
             if event.kind == "stdout":
                 break
@@ -245,7 +251,10 @@ async def test_a_session_whose_save_fails_stays_awake_and_says_why(tmp_path: Pat
     async with gateway_process(tmp_path / "data", reaper_interval_s=0.05, checkpoint_timeout_s=1) as gateway:
         async with Api(gateway.url) as api:
             await api.create(id="a", waiting_timeout_seconds=0.3)
-            await api.run("a", "import os\nclass Slow:\n    def __reduce__(self):\n        import time; time.sleep(60)\nx = Slow()")
+            await api.run(
+                "a",
+                "import os\nclass Slow:\n    def __reduce__(self):\n        import time; time.sleep(60)\nx = Slow()",
+            )
             told = await until(api, "/api/sessions/a", lambda session: session["save_problem"] is not None)
             alive = await api.run("a", "type(x).__name__")
 
@@ -319,24 +328,23 @@ async def test_another_kernel_keeps_its_files_and_says_that_variables_are_not(ap
 
 
 async def test_a_restore_that_is_cut_off_is_finished_at_the_next_start(tmp_path: Path) -> None:
-    async with gateway_process(tmp_path / "data") as gateway:
-        async with Api(gateway.url) as api:
-            await api.run("a", "x = 1; open('f', 'w').write('one' * 1000)")
-            saved = await api.post("/api/sessions/a/snapshots", {}, 201)
-            for number in range(5):
-                await api.run("a", f"x = {number + 2}; open('f', 'w').write('two'); open('g{number}', 'w').write('g')")
-                restoring = asyncio.ensure_future(api.post("/api/sessions/a/restore", {"snapshot_id": saved["id"]}))
-                await asyncio.sleep(0.02 * number)  # another moment each time
-                os.kill(gateway.pid, signal.SIGKILL)
-                await gateway.ended()
-                await asyncio.gather(restoring, return_exceptions=True)
-                await gateway.start()
+    async with gateway_process(tmp_path / "data") as gateway, Api(gateway.url) as api:
+        await api.run("a", "x = 1; open('f', 'w').write('one' * 1000)")
+        saved = await api.post("/api/sessions/a/snapshots", {}, 201)
+        for number in range(5):
+            await api.run("a", f"x = {number + 2}; open('f', 'w').write('two'); open('g{number}', 'w').write('g')")
+            restoring = asyncio.ensure_future(api.post("/api/sessions/a/restore", {"snapshot_id": saved["id"]}))
+            await asyncio.sleep(0.02 * number)  # another moment each time
+            os.kill(gateway.pid, signal.SIGKILL)
+            await gateway.ended()
+            await asyncio.gather(restoring, return_exceptions=True)
+            await gateway.start()
 
-                seen = (await api.run("a", "import os; x, open('f').read()[:3], 'g%d' % (x - 2) in os.listdir()"))
+            seen = await api.run("a", "import os; x, open('f').read()[:3], 'g%d' % (x - 2) in os.listdir()")
 
-                after = f"({1}, 'one', False)"
-                assert seen["result"] in (after, f"({number + 2}, 'two', True)")
-                await api.post("/api/sessions/a/restore", {"snapshot_id": saved["id"]})
+            after = f"({1}, 'one', False)"
+            assert seen["result"] in (after, f"({number + 2}, 'two', True)")
+            await api.post("/api/sessions/a/restore", {"snapshot_id": saved["id"]})
 
 
 async def put_snapshot(api: Api, tarball: bytes, status: int) -> Any:

@@ -1,0 +1,34 @@
+"""A session's own environment goes along when the session is copied."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from kernels.engines.overlay import Overlay, copy_environment, probe
+
+
+async def test_what_is_installed_at_a_place_is_installed_at_its_copy(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    overlay = Overlay(source / "overlay")
+    source.mkdir()
+    overlay.prepare(probe(sys.executable))
+    program = overlay.bin / "says"
+    program.write_text(f"#!{overlay.python}\nimport sys\nprint(sys.prefix)\n")
+    program.chmod(0o755)
+    (source / "home").mkdir()
+    (source / "home" / ".settings").write_text("mine")
+
+    await copy_environment(source, target)
+    overlay.python.unlink()  # the copy must not need it
+
+    said = subprocess.run([target / "overlay" / "bin" / "says"], capture_output=True, text=True, check=True).stdout
+    assert said.strip() == str(target / "overlay")
+    assert (target / "home" / ".settings").read_text() == "mine"
+
+
+async def test_a_place_where_nothing_was_started_has_nothing_to_copy(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+
+    await copy_environment(tmp_path / "source", tmp_path / "target")
+
+    assert not (tmp_path / "target").exists()
