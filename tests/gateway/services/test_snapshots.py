@@ -1,4 +1,4 @@
-"""Saved state, as a client sees it: snapshots, restore, duplicate, remix, sleep and wake, undelete, export and import."""
+"""Saved state, as a client sees it: snapshots, restore, duplicate, remix, sleep, undelete, export and import."""
 
 import asyncio
 import os
@@ -248,15 +248,13 @@ async def test_an_idle_session_sleeps_and_wakes_as_it_was(tmp_path: Path) -> Non
 
 
 async def test_a_session_whose_save_fails_stays_awake_and_says_why(tmp_path: Path) -> None:
-    async with gateway_process(tmp_path / "data", reaper_interval_s=0.05, checkpoint_timeout_s=1) as gateway:
-        async with Api(gateway.url) as api:
-            await api.create(id="a", waiting_timeout_seconds=0.3)
-            await api.run(
-                "a",
-                "import os\nclass Slow:\n    def __reduce__(self):\n        import time; time.sleep(60)\nx = Slow()",
-            )
-            told = await until(api, "/api/sessions/a", lambda session: session["save_problem"] is not None)
-            alive = await api.run("a", "type(x).__name__")
+    slow = "class Slow:\n    def __reduce__(self):\n        import time; time.sleep(60)\nx = Slow()"
+    settings = {"reaper_interval_s": 0.05, "checkpoint_timeout_s": 1}
+    async with gateway_process(tmp_path / "data", **settings) as gateway, Api(gateway.url) as api:
+        await api.create(id="a", waiting_timeout_seconds=0.3)
+        await api.run("a", slow)
+        told = await until(api, "/api/sessions/a", lambda session: session["save_problem"] is not None)
+        alive = await api.run("a", "type(x).__name__")
 
     assert told["state"] in ("READY", "BUSY")
     assert alive["result"] == "'Slow'"

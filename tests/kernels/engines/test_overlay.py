@@ -7,6 +7,10 @@ from pathlib import Path
 from kernels.engines.overlay import Overlay, copy_environment, probe
 
 
+def output_of(program: Path) -> str:
+    return subprocess.run([program], capture_output=True, text=True, check=True).stdout.strip()
+
+
 async def test_what_is_installed_at_a_place_is_installed_at_its_copy(tmp_path: Path) -> None:
     source, target = tmp_path / "source", tmp_path / "target"
     overlay = Overlay(source / "overlay")
@@ -21,8 +25,7 @@ async def test_what_is_installed_at_a_place_is_installed_at_its_copy(tmp_path: P
     await copy_environment(source, target)
     overlay.python.unlink()  # the copy must not need it
 
-    said = subprocess.run([target / "overlay" / "bin" / "says"], capture_output=True, text=True, check=True).stdout
-    assert said.strip() == str(target / "overlay")
+    assert output_of(target / "overlay" / "bin" / "says") == str(target / "overlay")
     assert (target / "home" / ".settings").read_text() == "mine"
 
 
