@@ -336,10 +336,10 @@ class LiveSession:
                 self.change(SessionChanges(replace={"save_problem": str(error)}))
                 raise
             if kernel is not None and kernel is self.kernel:
-                saved = (
-                    {"saved_snapshot_id": snapshot.id, "saved_at": at, "state_only": None} if snapshot.has_state else {}
-                )
-                self.change(SessionChanges(replace={**saved, "save_problem": None}))
+                changed: dict[str, Any] = {"save_problem": None}
+                if snapshot.has_state:
+                    changed |= {"saved_snapshot_id": snapshot.id, "saved_at": at, "state_only": None}
+                self.change(SessionChanges(replace=changed))
                 self._saved_changes = changes
             with self._tools.vault.using(snapshot.id):
                 await self.outbox.flushed()

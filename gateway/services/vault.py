@@ -1,4 +1,4 @@
-"""Snapshots of sessions: taken, kept in bounds, brought back. What a session was is in its place, and named in the store.
+"""Snapshots of sessions: taken, kept in bounds, brought back. Their bytes are at the place, documents in the store.
 
 A snapshot exists once the store names it; bytes that nothing names are removed with the next one that is taken.
 """
@@ -69,7 +69,7 @@ class Vault:
     ) -> Snapshot:  # fmt: skip
         """A new snapshot of a session as of now; its variables are those of `kernel`, else those that it sleeps with.
 
-        Raises `KernelBusy` when a cell runs for longer than `wait_s`, `CheckpointFailed`, `SnapshotError`, `KernelGone`.
+        Raises `KernelBusy` when a cell runs longer than `wait_s`, `CheckpointFailed`, `SnapshotError`, `KernelGone`.
         """
         snapshot_id, kept = new_snapshot_id(), self._engine.snapshots
         with self.using(snapshot_id):
