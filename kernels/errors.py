@@ -28,6 +28,14 @@ class NotOffered(KernelsError):
     """This kernel can't do that."""
 
 
+class KernelBusy(KernelsError):
+    """A cell, or another checkpoint, was under way for as long as the caller would wait. Nothing was done."""
+
+
+class CheckpointFailed(KernelsError):
+    """The variables could not be saved, or not be brought back; the sentence says why."""
+
+
 class WorkspaceError(KernelsError):
     """Something about a path in a workspace; nothing was changed."""
 

@@ -12,7 +12,6 @@ import gc
 import hashlib
 import json
 import linecache
-import mmap
 import os
 import platform
 import re
@@ -24,9 +23,10 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from . import checkpoint_rebuild as rebuild
+from .checkpoint_files import CheckpointError, mapped
 from .checkpoint_kinds import kind_of, made_by_hand
 from .checkpoint_lost import Lost, NotCarriedOver, described
-from .checkpoint_pickler import Failed, RootWriter, lost_parts
+from .checkpoint_pickler import Failed, NotWritten, RootWriter, lost_parts
 from .checkpoint_reader import RootReader
 from .checkpoint_rules import Rules
 from .checkpoint_settings import SETTINGS, remember_start, restore_module, save_module, workspace_modules
@@ -46,15 +46,21 @@ _MODULE_NAMES = frozenset(f"__{name}__" for name in ("builtins", "doc", "loader"
 _HISTORY_NAME = re.compile(r"_(i\d*|ii|iii|\d+|_|__|oh|ih|dh|sh)?")
 
 
-class CheckpointError(Exception):
-    """A folder that holds no checkpoint that can be loaded. Nothing was changed."""
-
-
 def dump(shell: Any, folder: str) -> dict[str, Any]:
     """Write the variables of `shell`; which were written, and which not or not wholly, and why.
 
-    Nothing is synced to disk. Call it between cells, or in a forked copy of the kernel.
+    Nothing is synced to disk. Call it between cells, or in a forked copy of the kernel. Raises `CheckpointError` if
+    the folder can't be written to, and then it holds no checkpoint.
     """
+    try:
+        return _dumped(shell, folder)
+    except OSError as error:
+        raise CheckpointError(f"The checkpoint can't be written: {error.strerror or error}.") from None
+    except NotWritten as error:
+        raise CheckpointError(f"The checkpoint can't be written: {error}.") from None
+
+
+def _dumped(shell: Any, folder: str) -> dict[str, Any]:
     os.makedirs(folder, exist_ok=True)
     with contextlib.suppress(FileNotFoundError):
         os.remove(os.path.join(folder, "state.json"))
@@ -112,12 +118,12 @@ def load(shell: Any, folder: str, names: Iterable[str] | None = None) -> dict[st
                     later.append((root, value))
                 else:
                     failed += _place(shell, root, value)
+        for root, value in later:
+            failed += _place(shell, root, value)
     except BaseException:
         shell.user_ns.clear()
         shell.user_ns.update(before)
         raise
-    for root, value in later:
-        failed += _place(shell, root, value)
     variables = _variables(state["roots"])
     unwanted = {it["name"] for it in variables} - wanted if wanted is not None else set()
     _arrange(shell.user_ns, before, state["order"], unwanted)
@@ -326,16 +332,7 @@ def _read_state(folder: str) -> dict[str, Any]:
 
 def _mapped(folder: str, state: dict[str, Any]) -> tuple[memoryview, list[memoryview]]:
     """The segments, checked, and the large buffers, which are read only when they are used."""
-    views = {}
-    for name, size in state["sizes"].items():
-        try:
-            with open(os.path.join(folder, name), "rb") as file:
-                actual = os.fstat(file.fileno()).st_size
-                if actual != size:
-                    raise CheckpointError(f"The checkpoint's `{name}` has {actual} bytes instead of {size}.")
-                views[name] = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) if size else b"")
-        except OSError as error:
-            raise CheckpointError(f"The checkpoint's `{name}` can't be read: {error}") from None
+    views = mapped(folder, state["sizes"])
     segments, buffers = views["segments.bin"], views["buffers.bin"]
     for root in state["roots"]:
         if zlib.crc32(segments[root["start"] : root["end"]]) != root["checksum"]:

@@ -19,10 +19,24 @@ from .checkpoint_rules import Rules
 
 OUT_OF_BAND_BYTES = 64 * 1024
 PAGE_BYTES = 4096
+_PIECE_BYTES = 64 << 20
 _DEEP_STACK_BYTES = 1 << 30  # address space; only what is used of it becomes memory
 _DEEP_LIMIT = 400_000
 _MOST_SEARCHED = 2_000_000  # objects that are looked through for a part that was lost
 _CONTAINERS = (dict, list, tuple, set, frozenset)
+
+
+class NotWritten(BaseException):
+    """A file of the checkpoint can't be written. Not an `Exception`, so that nobody takes it for a root's failure."""
+
+
+def _write_all(file: io.FileIO, view: memoryview) -> None:
+    written = 0
+    try:
+        while written < view.nbytes:
+            written += file.write(view[written : written + _PIECE_BYTES]) or 0
+    except OSError as error:
+        raise NotWritten(error.strerror or str(error)) from None
 
 
 class Failed(Exception):
@@ -92,9 +106,7 @@ class Buffers:
             return True
         start = -(-self.end // PAGE_BYTES) * PAGE_BYTES
         self._file.seek(start)
-        written = 0
-        while written < size:
-            written += self._file.write(view[written : written + (64 << 20)]) or 0
+        _write_all(self._file, view)
         self.end = start + size
         self.places.append((start, size))
         return False
@@ -119,12 +131,10 @@ class _Segments:
 
     def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")
-        written = 0
-        while written < view.nbytes:
-            written += self._file.write(view[written:]) or 0
+        _write_all(self._file, view)
         self.checksum = zlib.crc32(view, self.checksum)
-        self.end += written
-        return written
+        self.end += view.nbytes
+        return view.nbytes
 
     def take_back(self) -> None:
         self._file.seek(self.start)

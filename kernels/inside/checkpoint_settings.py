@@ -46,14 +46,21 @@ def _first_environ() -> dict[str, str]:
 
 def workspace_modules(shell: Any) -> dict[str, types.ModuleType]:
     """The modules that were imported from the session's own files."""
-    folders = {os.path.realpath(folder) + os.sep for folder in (getattr(shell, "starting_dir", "."), os.getcwd())}
+    folders = {os.path.realpath(getattr(shell, "starting_dir", ".")) + os.sep}
+    with contextlib.suppress(FileNotFoundError):  # it was deleted
+        folders.add(os.getcwd() + os.sep)
+    not_theirs = tuple(os.path.dirname(os.path.realpath(file)) + os.sep for file in (__file__, os.__file__))
     found = {}
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None) if isinstance(module, types.ModuleType) else None
         if name == "__main__" or not isinstance(file, str):
             continue
         path = os.path.realpath(file)
-        if "-packages" not in path and any(path.startswith(folder) for folder in folders):
+        if (
+            "-packages" not in path
+            and not path.startswith(not_theirs)
+            and any(path.startswith(folder) for folder in folders)
+        ):
             found[name] = module
     return found
 

@@ -1,11 +1,11 @@
 """Starts the Python kernel of a session: ipykernel, with what the gateway needs to keep its promises.
 
-Run as a script by the kernel's own interpreter, in place of `-m ipykernel_launcher`. Imports nothing of ours:
-beside it lies `namespace.py`, which is loaded by its path when first asked for.
+Run as a script by the kernel's own interpreter, in place of `-m ipykernel_launcher`. What lies beside it is loaded
+by its path, as a package of a private name, and only when it is asked for: user code finds nothing of it.
 
 What it adds: output is sent in pieces and cut at the run's limit where it is made, so that nobody has to
 hold a gigabyte; stdout and stderr keep their order; a run may bring environment variables; the control channel
-answers questions about variables while a cell runs.
+answers questions about variables while a cell runs, and has them saved and brought back between cells.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import codecs
 import contextlib
 import fcntl
 import functools
-import importlib.util
+import importlib
 import json
 import os
 import select
@@ -24,8 +24,9 @@ import sys
 import termios
 import threading
 import time
+import types
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -35,6 +36,7 @@ if __name__ == "__main__":
     sys.path.pop(0)  # this folder; user code must find nothing in it
     sys.path.insert(0, "")  # as under `python -m`: modules in the workspace can be imported
     sys.modules[NAME] = sys.modules["__main__"]
+    __name__ = NAME  # `__main__` is the session's; what is defined below is found by this name, in any kernel
 
 import zmq
 from ipykernel.iostream import OutStream
@@ -259,11 +261,22 @@ class GatewayKernel(IPythonKernel):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.control_handlers["session_gateway_request"] = self.session_gateway_request
+        self.between_cells = _inside("between_cells").BetweenCells()
+        self._checkpoints: Any = None
+        self._answering: set[asyncio.Task[None]] = set()
         _keep_threads_with_their_cell(self.shell)
 
     @property
     def kernel_info(self) -> dict[str, Any]:
         return {**super().kernel_info, "session_gateway": 1}
+
+    def start(self) -> None:
+        super().start()
+        self.between_cells.loop = self.io_loop
+
+    async def dispatch_shell(self, *args: Any, **kwargs: Any) -> None:
+        with self.between_cells.request():
+            await super().dispatch_shell(*args, **kwargs)
 
     async def execute_request(self, stream: Any, ident: Any, parent: dict[str, Any]) -> None:
         wishes = parent.get("metadata", {}).get("session_gateway", {})
@@ -318,17 +331,33 @@ class GatewayKernel(IPythonKernel):
     async def session_gateway_request(self, stream: Any, ident: Any, parent: dict[str, Any]) -> None:
         content = dict(parent["content"])
         action = content.pop("action")
+        if action in ("checkpoint", "restore"):  # which take their time, and this channel answers one after the other
+            answering = asyncio.ensure_future(self._answer(stream, ident, parent, self._keep(action, **content)))
+            self._answering.add(answering)
+            answering.add_done_callback(self._answering.discard)
+        else:
+            await self._answer(stream, ident, parent, self._look(action, **content))
+
+    async def _answer(self, stream: Any, ident: Any, parent: dict[str, Any], answer: Awaitable[dict[str, Any]]) -> None:
         try:
-            reply = {"status": "ok", **self._look(action, **content)}
+            reply = {"status": "ok", **await answer}
         except Exception as error:
             reply = {"status": "error", "ename": type(error).__name__, "evalue": str(error)}
         assert self.session is not None
         self.session.send(stream, "session_gateway_reply", reply, parent, ident=ident)
 
-    def _look(self, action: str, **arguments: Any) -> dict[str, Any]:
+    async def _keep(self, action: str, **arguments: Any) -> dict[str, Any]:
+        if self._checkpoints is None:
+            requests = _inside("checkpoint_requests")
+            self._checkpoints = requests.CheckpointRequests(self.shell, self.between_cells, _say_nothing_more)
+        operations = {"checkpoint": self._checkpoints.save, "restore": self._checkpoints.restore}
+        answer: dict[str, Any] = await operations[action](**arguments)
+        return answer
+
+    async def _look(self, action: str, **arguments: Any) -> dict[str, Any]:
         """What is asked of the user's variables; answered by the thread of the control channel."""
         shell: Any = self.shell
-        names, variables = _namespace(), shell.user_ns
+        names, variables = _inside("namespace"), shell.user_ns
         if action == "list":
             hidden = set(shell.user_ns_hidden)
             found = names.list_variables(variables, hidden, **arguments)
@@ -365,17 +394,21 @@ def _keep_threads_with_their_cell(shell: Any) -> None:
     stock_submit, ThreadPoolExecutor.submit = ThreadPoolExecutor.submit, submit  # type: ignore[method-assign]
 
 
-def _namespace() -> Any:
-    name = f"{NAME}_namespace"
-    if name not in sys.modules:
-        path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "namespace.py")
-        spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        spec.loader.exec_module(module)
-    return sys.modules[name]
+def _say_nothing_more() -> None:
+    """In a copy of this process: nothing that it still prints or displays goes anywhere."""
+    BoundedStream.write = lambda self, string: len(string)  # type: ignore[method-assign]
+    BoundedStream.flush = lambda self: None  # type: ignore[method-assign]
+    BoundedSession.send = lambda self, *args, **kwargs: None  # type: ignore[method-assign]
+
+
+def _inside(name: str) -> Any:
+    """A module that lies beside this file."""
+    package = f"{NAME}_inside"
+    if package not in sys.modules:
+        made = types.ModuleType(package)
+        made.__path__ = [os.path.dirname(os.path.abspath(__file__))]
+        sys.modules[package] = made
+    return importlib.import_module(f"{package}.{name}")
 
 
 class GatewayKernelApp(IPKernelApp):
@@ -398,8 +431,9 @@ def main() -> None:
     app.config.IPythonKernel._execute_sleep = 0.0
     app.kernel_class = GatewayKernel
     app.initialize()
+    _inside("checkpoint_settings").remember_start(app.shell)
     app.start()
 
 
-if __name__ == "__main__":
+if __name__ == NAME:
     main()

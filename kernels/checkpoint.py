@@ -1,0 +1,145 @@
+"""Checkpoints asked of a live kernel of ours: its variables written to a folder, and brought back from one.
+
+A kernel runs the session's code, so what it answers is checked and cut to size before anybody works with it.
+"""
+
+import asyncio
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from kernels.channels import Channels
+from kernels.errors import CheckpointFailed, KernelBusy
+
+T = TypeVar("T")
+
+_MOST_LISTED = 10_000  # variables, or others, of one report
+_LONGEST_TEXT = 1_000  # characters
+_LARGEST_SIZE = 2**63 - 1
+_ANSWER_S = 15.0  # past its own limits, a kernel that is alive has answered within that
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """A variable that was kept; `size` is what its own part of the checkpoint takes, in bytes."""
+
+    name: str
+    type: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unsaved:
+    """What was not carried over: all of `name`, or a part deep inside of it. `type` is that of what is missing."""
+
+    name: str
+    type: str
+    reason: str
+    part: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What was written. The session stood still for `pause_ms`; `method_reason` says why it was not a fork."""
+
+    method: Literal["fork", "in-process"]
+    method_reason: str
+    pause_ms: float
+    variables: list[Variable]
+    unsaved: list[Unsaved]
+    warnings: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """What came back; `unsaved` was not in the checkpoint, `failed` could not be brought back from it."""
+
+    variables: list[Variable]
+    unsaved: list[Unsaved]
+    failed: list[Unsaved]
+    warnings: list[str]
+
+
+async def save(channels: Channels, folder: str, *, wait_s: float, timeout_s: float) -> Checkpoint:
+    """Write the session's variables to `folder`, an absolute path, between two cells. Nothing is synced to disk.
+
+    Raises `KernelBusy` if no cell ended within `wait_s`, and then none is written later either; `CheckpointFailed`,
+    also if the writing takes longer than `timeout_s`; `KernelGone`.
+    """
+    limits = {"wait_s": wait_s, "timeout_s": timeout_s}
+    answer = await _ask(channels, "checkpoint", {"folder": folder, **limits}, wait_s + timeout_s)
+    warnings: list[str] = []
+    return Checkpoint(
+        method="fork" if _text(answer, "method") == "fork" else "in-process",
+        method_reason=_text(answer, "method_reason"),
+        pause_ms=_number(answer, "pause_ms"),
+        variables=_listed(answer, "variables", _variable, warnings),
+        unsaved=_listed(answer, "unsaved", _unsaved, warnings),
+        warnings=_listed(answer, "warnings", _warning, warnings) + warnings,
+    )
+
+
+async def load(channels: Channels, folder: str, *, names: Collection[str] | None = None, timeout_s: float) -> Restored:
+    """Bring back what is in `folder`; of the variables only `names`, if given.
+
+    The folder may be deleted afterwards, but its files must never be changed: large arrays are mapped from them.
+    Raises `CheckpointFailed`, and then the variables are as they were; `KernelBusy`; `KernelGone`.
+    """
+    wanted = None if names is None else list(names)
+    limits = {"wait_s": timeout_s, "timeout_s": timeout_s}
+    answer = await _ask(channels, "restore", {"folder": folder, "names": wanted, **limits}, 2 * timeout_s)
+    warnings: list[str] = []
+    return Restored(
+        variables=_listed(answer, "variables", _variable, warnings),
+        unsaved=_listed(answer, "unsaved", _unsaved, warnings),
+        failed=_listed(answer, "failed", _unsaved, warnings),
+        warnings=_listed(answer, "warnings", _warning, warnings) + warnings,
+    )
+
+
+async def _ask(channels: Channels, action: str, arguments: dict[str, Any], longest_s: float) -> dict[str, Any]:
+    try:
+        async with asyncio.timeout(longest_s + _ANSWER_S):
+            answer = await channels.ask("control", "session_gateway_request", {"action": action, **arguments})
+    except TimeoutError:
+        raise CheckpointFailed("The kernel did not answer.") from None
+    if answer.get("status") == "ok":
+        return answer
+    why = _text(answer, "evalue") or "The kernel did not say why."
+    raise KernelBusy(why) if answer.get("ename") == "Busy" else CheckpointFailed(why)
+
+
+def _listed(answer: dict[str, Any], name: str, read: Callable[[Any], T], warnings: list[str]) -> list[T]:
+    listed = answer.get(name)
+    if not isinstance(listed, list):
+        raise CheckpointFailed("The kernel's answer is no report of a checkpoint.")
+    if len(listed) > _MOST_LISTED:
+        warnings.append(f"Of {len(listed)} {name}, {_MOST_LISTED} are listed.")
+    return [read(one) for one in listed[:_MOST_LISTED]]
+
+
+def _variable(one: Any) -> Variable:
+    return Variable(name=_text(one, "name"), type=_text(one, "type"), size=int(_number(one, "size")))
+
+
+def _unsaved(one: Any) -> Unsaved:
+    reason = _text(one, "reason")
+    return Unsaved(name=_text(one, "name"), type=_text(one, "type"), reason=reason, part=one.get("part") is True)
+
+
+def _warning(one: Any) -> str:
+    return _text({"text": one}, "text")
+
+
+def _text(answer: Any, name: str) -> str:
+    value = answer.get(name) if isinstance(answer, dict) else None
+    if not isinstance(value, str):
+        raise CheckpointFailed("The kernel's answer is no report of a checkpoint.")
+    return value[:_LONGEST_TEXT]
+
+
+def _number(answer: Any, name: str) -> float:
+    value = answer.get(name) if isinstance(answer, dict) else None
+    if not isinstance(value, int | float) or not 0 <= value <= _LARGEST_SIZE:
+        raise CheckpointFailed("The kernel's answer is no report of a checkpoint.")
+    return value
