@@ -283,7 +283,7 @@ class Engine(Protocol):
         ...
 
     async def remove(self, place: str) -> None:
-        """Remove a place for good: workspace, overlay, logs, snapshots. Raises `OSError`, `WorkspaceError` if any stays."""
+        """Remove a place for good: workspace, overlay, logs, snapshots. Raises `OSError`, `WorkspaceError`."""
         ...
 
     async def log(self, place: str, name: Literal["kernel", "setup"], limit_bytes: int) -> str:
