@@ -121,7 +121,8 @@ class Manifest:
             id=self.id,
             digest=blake3(content(self)).hexdigest(),
             created_at=self.created_at,
-            size_bytes=sum(entry.size for entry in files) + sum(file.size for file in self.state.values()),
+            size_bytes=sum(entry.size or len(entry.target) for entry in files)
+            + sum(file.size for file in self.state.values()),
             stored_bytes=self.added_bytes,
             file_count=len(files),
             has_state=bool(self.state),
