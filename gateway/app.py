@@ -189,7 +189,7 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
         if "gateway_id" not in settings.model_fields_set:
             settings = settings.model_copy(update={"gateway_id": gateway_id})
         sockets = _bind(settings)
-        store, engine, metrics = make_store(settings), LocalEngine(settings.data_dir), Metrics()
+        store, engine, metrics = make_store(settings), LocalEngine(settings.data_dir, settings.blobs), Metrics()
         context = zmq.asyncio.Context()
         context.set(zmq.MAX_SOCKETS, _MOST_SOCKETS)
         try:

@@ -261,7 +261,7 @@ class LocalSnapshots:
                 facts=facts,
                 skipped=tuple(tree.skipped),
                 changed=tuple(tree.changed),
-                locations=packer.locations | (kept.locations if kept is not None else {}),
+                locations={**packer.locations, **(kept.locations if kept is not None else {})},
             )
             return self._keep(place, manifest, [*_filled(packer), *adopted])
 

@@ -45,6 +45,21 @@ log = logging.getLogger(__name__)
 
 Model = TypeVar("Model", bound=BaseModel)
 
+
+class SaveFailed(errors.Conflict):
+    """The session could not be saved as it is."""
+
+    code = "save_failed"
+
+
+class SnapshotDamaged(errors.Invalid):
+    code = "snapshot_damaged"
+
+
+class SnapshotNewer(errors.Invalid):
+    code = "snapshot_newer"
+
+
 _STATUS: dict[type[errors.GatewayError], int] = {
     errors.Malformed: 400,
     errors.Unauthenticated: 401,
@@ -72,6 +87,13 @@ _OF_KERNELS: dict[type[kernel_errors.KernelsError], type[errors.GatewayError]] =
     kernel_errors.KernelGone: errors.Unavailable,
     kernel_errors.NotOffered: errors.Invalid,
     kernel_errors.NoSuchKernelspec: errors.Invalid,
+    kernel_errors.KernelBusy: errors.Conflict,
+    kernel_errors.CheckpointFailed: SaveFailed,
+    kernel_errors.NoSuchSnapshot: errors.NotFound,
+    kernel_errors.DamagedSnapshot: SnapshotDamaged,
+    kernel_errors.NewerSnapshot: SnapshotNewer,
+    kernel_errors.NoSpace: errors.TooLarge,
+    kernel_errors.SnapshotError: errors.Invalid,
 }
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.:\-]{1,128}")

@@ -6,10 +6,19 @@ Lists of what is not in it are bounded, so that every store can hold them; a las
 from collections.abc import Callable
 from typing import Annotated, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, StringConstraints
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+)  # fmt: skip
 
-from gateway.models.base import Answer, Request, Text, Utc
-from gateway.models.sessions import Name
+from gateway.models.base import Answer, JsonMap, Request, Text, Utc
+from gateway.models.labels import Labels
+from gateway.models.sessions import Name, PositiveSeconds, SessionId
 
 SnapshotKind = Literal["manual", "autosave", "hibernate", "stop", "duplicate", "import"]
 
@@ -66,9 +75,10 @@ Skipped = Annotated[
 
 
 class CreateSnapshot(Request):
-    """A snapshot of the session as it is now."""
+    """A snapshot of the session as it is now, or (unless it is not to `wait`) when the cell that runs has ended."""
 
     name: Name | None = None
+    wait: bool = True
 
 
 class RestoreSnapshot(Request):
@@ -77,6 +87,44 @@ class RestoreSnapshot(Request):
     snapshot_id: Annotated[Text, StringConstraints(min_length=1, max_length=128)]
     files: bool = True
     state: bool = True
+
+
+Chosen = (
+    bool | Annotated[list[Annotated[Text, StringConstraints(min_length=1, max_length=4096)]], Field(max_length=1000)]
+)
+
+
+class _CarriesOn(Request):
+    """A new session that carries on from another one, as it is now or as it was in a snapshot.
+
+    `files` and `state` are true for all of them, false for none, or lists: paths (folders with all in them), variables.
+    """
+
+    session_id: SessionId | None = Field(default=None, validation_alias=AliasChoices("session_id", "id", "new_id"))
+    data: JsonMap | None = None
+    metadata: JsonMap | None = None
+    snapshot_id: Annotated[Text, StringConstraints(min_length=1, max_length=128)] | None = None
+    files: Chosen = True
+    state: Chosen = True
+    wait: bool = True
+
+
+class DuplicateSession(_CarriesOn):
+    """A copy; `data` and `metadata` are merged over the source's, `labels` take the place of its own."""
+
+    name: Name | None = None
+    labels: Labels | None = None
+
+
+class RemixSession(_CarriesOn):
+    """A session that inherits from its parent what is not given here."""
+
+    name: Name
+    starting_prompt: Text | None = None
+    agent_ids: Annotated[
+        list[Annotated[Text, StringConstraints(min_length=1, max_length=256)]], Field(max_length=64)
+    ] | None = None  # fmt: skip
+    waiting_timeout_seconds: PositiveSeconds | None = None
 
 
 class Snapshot(BaseModel):

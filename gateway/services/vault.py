@@ -77,7 +77,7 @@ class Vault:
                 state = await self._state(stack, session, kernel, wait_s)
                 info = await kept.save(
                     session.uid, snapshot_id, files=files, state=state.folder, state_of=state.of,
-                    facts=_facts(session, name, kind, state),
+                    facts=_facts(session, name, kind, state, files=files),
                 )  # fmt: skip
             snapshot = _document(info, session, state, kind=kind, name=name, caller=caller)
             await self._store.put_snapshot(snapshot)
@@ -215,11 +215,12 @@ def _unsaved(one: checkpoint.Unsaved) -> UnsavedVariable:
     return UnsavedVariable(name=one.name, type=one.type, reason=one.reason, part=one.part)
 
 
-def _facts(session: Session, name: str | None, kind: SnapshotKind, state: _State) -> dict[str, Any]:
+def _facts(session: Session, name: str | None, kind: SnapshotKind, state: _State, *, files: bool) -> dict[str, Any]:
     """What the manifest tells of the session, so that it is understood without its gateway."""
     return {
         "name": name,
         "kind": kind,
+        "files": files,
         "session_id": session.id,
         "session_name": session.name,
         "language": session.language,

@@ -25,6 +25,7 @@ import psutil
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner as JupyterLocalProvisioner
 
+from kernels.blobs import ObjectBlobs
 from kernels.engine import Exit, Kernelspec, Launch, ProcessUsage, SetupStep, Snapshots
 from kernels.engines import processes
 from kernels.engines.logs import Log
@@ -150,7 +151,7 @@ class LocalProcess:
 class LocalEngine:
     """Runs kernels on this machine, under a data folder."""
 
-    def __init__(self, data_dir: Path) -> None:
+    def __init__(self, data_dir: Path, blobs_url: str = "") -> None:
         self._places = data_dir / "sessions"
         self._records = data_dir / "kernels"
         self._logs = data_dir / "logs"
@@ -160,7 +161,8 @@ class LocalEngine:
         self._running: dict[str, LocalProcess] = {}
         self._marks: set[str] = set()  # of kernels and setups
         self._workspaces: dict[str, tuple[int | None, LocalWorkspace]] = {}  # each knows what it holds, for its quota
-        self.snapshots: Snapshots = LocalSnapshots(data_dir / "snapshots", self._known_workspace)
+        blobs = ObjectBlobs.at(blobs_url) if blobs_url else None
+        self.snapshots: Snapshots = LocalSnapshots(data_dir / "snapshots", self._known_workspace, blobs)
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[None]:
