@@ -360,7 +360,7 @@ class LiveSession:
     async def hibernate(self, reason: str) -> None:
         """Save the variables of a session that nobody uses, and end its kernel.
 
-        Raises `Conflict` when it is busy, or is used meanwhile; what can't be saved is not ended, and `save`'s errors come.
+        Raises `Conflict` when it is busy or used meanwhile, and what `save` raises: then the kernel is not ended.
         """
         self._check_quiet()
         if self.has_unsaved_work:
