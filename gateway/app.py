@@ -203,6 +203,7 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
                 saver = Saver(settings, services.live, background.spawn)
                 reaper = Reaper(settings, store, services.live, services.sessions, background.spawn)
                 await supervisor.beat()
+                background.spawn(services.snapshots.clear_unborn())
                 server = Server(
                     _application(services), xheaders=False, max_buffer_size=64 * 2**20, max_header_size=2**18
                 )

@@ -77,7 +77,7 @@ class SnapshotArchiveHandler(ApiHandler):
             await self.flush()
 
 
-class ImportedHandler(UploadHandler):
+class ImportHandler(UploadHandler):
     """/api/snapshots: tarballs from elsewhere, which a session is restored or remixed from."""
 
     operations = {
@@ -90,6 +90,21 @@ class ImportedHandler(UploadHandler):
 
     async def receive(self, pieces: AsyncIterator[bytes], **where: str) -> None:
         self.send(SnapshotView.of(await self.services.snapshots.take_in(pieces, self.caller)), 201)
+
+
+class ImportedHandler(ApiHandler):
+    """/api/snapshots/{snapshot_id}"""
+
+    operations = {
+        "GET": Operation("One snapshot that was brought in", SnapshotView),
+        "DELETE": Operation("Delete a snapshot that was brought in", SnapshotDeleted, also={409: "It is being read"}),
+    }
+
+    async def get(self, snapshot_id: str) -> None:
+        self.send(SnapshotView.of(await self.services.snapshots.get_imported(snapshot_id)))
+
+    async def delete(self, snapshot_id: str) -> None:
+        self.send(SnapshotDeleted(id=(await self.services.snapshots.delete_imported(snapshot_id)).id))
 
 
 class RestoreHandler(ApiHandler):

@@ -394,7 +394,7 @@ class SessionService:
             "memory_bytes": usage.memory_bytes if usage else 0,
             "process_count": usage.process_count if usage else 0,
             "disk_bytes": session.total_size_bytes,
-            "state_bytes": 0,
+            "state_bytes": await self._engine.snapshots.usage(session.uid),
             "uptime_s": round(time.time() - kernel.process.started_at, 3) if kernel is not None else 0.0,
             "run_count": session.run_count,
         }

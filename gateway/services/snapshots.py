@@ -18,6 +18,7 @@ from gateway.services.lasting import lasting
 from gateway.services.live import Live, LiveSession
 from gateway.services.recorder import Recorder, Spawn
 from gateway.services.sessions import SessionService, new_session_id
+from gateway.services.unborn import Unborn
 from gateway.services.vault import Vault, measured, new_snapshot_id
 from gateway.states import State
 from gateway.stores.base import SessionChanges, Store
@@ -53,6 +54,19 @@ class SnapshotService:
         self._vault = vault
         self._recorder = recorder
         self._spawn = spawn
+        self._unborn = Unborn(settings.data_dir / "unborn")
+
+    async def clear_unborn(self) -> None:
+        """Remove copies, and tarballs on their way in, that an earlier process left half made."""
+        await self._recorder.write(partial(self._unborn.clear, self._is_born, self._engine.remove))
+
+    async def _is_born(self, place: str, name: str) -> bool:
+        with contextlib.suppress(SessionNotFound):
+            if (await self._store.get_session(name)).uid == place:
+                return True
+        with contextlib.suppress(SnapshotNotFound):
+            return (await self._store.get_snapshot(name)).place == place
+        return False
 
     # Taking and keeping
 
@@ -112,6 +126,10 @@ class SnapshotService:
         """Bring a tarball in; it belongs to no session until one is made or restored from it."""
         self._recorder.check()
         place, snapshot_id = uuid4().hex, new_snapshot_id()
+        with self._unborn.making(place, snapshot_id):
+            return await self._take_in(pieces, place, snapshot_id, caller)
+
+    async def _take_in(self, pieces: AsyncIterator[bytes], place: str, snapshot_id: str, caller: str) -> Snapshot:
         try:
             info = await self._engine.snapshots.take_in(
                 place, snapshot_id, pieces, limit_bytes=self._settings.disk_limit_bytes, max_files=250_000
@@ -129,10 +147,26 @@ class SnapshotService:
                 parent_snapshot_id=_text(facts.get("parent_snapshot_id")),
                 **measured(info),
             )
-            await self._store.put_snapshot(snapshot)
+            await self._recorder.write(partial(self._store.put_snapshot, snapshot))
         except BaseException:
             await asyncio.shield(self._engine.remove(place))
             raise
+        return snapshot
+
+    async def get_imported(self, snapshot_id: str) -> Snapshot:
+        """Raises `SnapshotNotFound`, also for one that belongs to a session."""
+        snapshot = await self._store.get_snapshot(snapshot_id)
+        if not snapshot.is_loose:
+            raise SnapshotNotFound(snapshot_id)
+        return snapshot
+
+    async def delete_imported(self, snapshot_id: str) -> Snapshot:
+        """Raises `SnapshotNotFound`."""
+        self._recorder.check()
+        snapshot = await self.get_imported(snapshot_id)
+        self._vault.check_unused(snapshot)
+        await self._store.delete_snapshot(snapshot.id)
+        await self._engine.remove(snapshot.place)
         return snapshot
 
     # Going back
@@ -238,7 +272,7 @@ class SnapshotService:
         if snapshot.place != source.uid and snapshot.session_id is not None:
             raise Invalid(f"snapshot_id: {snapshot.id!r} is not of this session.", field="snapshot_id")
         uid, new_id, kept = uuid4().hex, new_snapshot_id(), self._engine.snapshots
-        with self._vault.using(snapshot.id), self._vault.using(new_id):
+        with self._vault.using(snapshot.id), self._vault.using(new_id), self._unborn.making(uid, child_id):
             try:
                 info = await kept.copy(snapshot.place, snapshot.id, uid, new_id)
                 if request.files:

@@ -37,7 +37,8 @@ class InUse(Conflict):
 
     def __init__(self, snapshot: Snapshot) -> None:
         super().__init__(
-            f"Snapshot {snapshot.id!r} is what session {snapshot.session_id!r} wakes with.", snapshot_id=snapshot.id
+            f"Snapshot {snapshot.id!r} is needed: its session wakes with it, or it is being read.",
+            snapshot_id=snapshot.id,
         )
 
 
@@ -173,10 +174,16 @@ class Vault:
 
     async def delete(self, session: Session, snapshot: Snapshot) -> None:
         """Raises `InUse` for the one that the session wakes with."""
-        if snapshot.id in (session.saved_snapshot_id, session.files_from) or snapshot.id in self._in_use:
+        if snapshot.id in (session.saved_snapshot_id, session.files_from):
             raise InUse(snapshot)
+        self.check_unused(snapshot)
         await self._store.delete_snapshot(snapshot.id)
         await self._engine.snapshots.delete(snapshot.place, snapshot.id)
+
+    def check_unused(self, snapshot: Snapshot) -> None:
+        """Raises `InUse` while it is read."""
+        if snapshot.id in self._in_use:
+            raise InUse(snapshot)
 
     async def prune(self, session: Session) -> None:
         """Remove what is past the settings' count and age, and bytes that nothing names."""

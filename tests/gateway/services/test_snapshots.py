@@ -284,6 +284,8 @@ async def test_a_snapshot_travels_to_another_gateway(api: Api, session_id: str, 
         remixed = await there.post("/api/sessions/new/remix", {"name": "r", "snapshot_id": brought["id"]}, 201)
         again = await there.run(remixed["id"], "count()")
         listed = await there.get("/api/snapshots")
+        await there.call("DELETE", f"/api/snapshots/{brought['id']}")
+        await there.get(f"/api/snapshots/{brought['id']}", 404)
 
     assert (brought["name"], brought["kind"], brought["session_id"]) == ("travels", "import", None)
     assert brought["variable_count"] == saved["variable_count"]
@@ -326,7 +328,7 @@ async def test_another_kernel_keeps_its_files_and_says_that_variables_are_not(ap
 @pytest.mark.slow
 @pytest.mark.parametrize("delay_s", [0.0, 0.02, 0.1, 0.3])
 async def test_whatever_is_cut_off_has_happened_or_not(delay_s: float, tmp_path: Path) -> None:
-    """The gateway is killed at some moment of each action; the session is as it was before, or as it should be after."""
+    """The gateway is killed at some moment of each action; the session is as it was, or as it should be after it."""
     code = "import os; x, open('f').read()[:3], os.path.exists('g')"
     one, two = "('one', 'one', False)", "('two', 'two', True)"
     async with gateway_process(tmp_path / "data") as gateway, Api(gateway.url) as api:
@@ -350,6 +352,7 @@ async def test_whatever_is_cut_off_has_happened_or_not(delay_s: float, tmp_path:
             assert seen == two or (action == "restore" and seen == one), action
             if (await api.http.get("/api/sessions/copy")).is_success:
                 assert (await api.run("copy", code))["result"] == two
+            assert not list((tmp_path / "data" / "unborn").glob("*"))
             for snapshot in (await api.get(f"{path}/snapshots"))["snapshots"]:
                 archive = await api.http.get(f"{path}/snapshots/{snapshot['id']}/archive")
                 assert archive.is_success, archive.text
