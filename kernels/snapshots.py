@@ -236,7 +236,7 @@ class LocalSnapshots:
             stored = self._all_stored(place)
             known = self._known(place, stored)
             before = {}
-            if stored:
+            if stored and stored[-1].stamp_count:
                 with suppress(DamagedSnapshot):
                     before = {
                         entry.parts: entry
@@ -273,12 +273,14 @@ class LocalSnapshots:
                 put.append(name)
                 self._blobs.put_file(f"{place}/{name}", path)
                 self._on_stage("a pack kept")
-            self._put_manifest(place, manifest)
+            info = self._put_manifest(place, manifest)
         self._on_stage("kept")
-        return self._stored(place, manifest.id).manifest().info()
+        return info
 
-    def _put_manifest(self, place: str, manifest: Manifest) -> None:
-        self._blobs.put(f"{place}/{manifest.id}{_MANIFEST}", encode(manifest))
+    def _put_manifest(self, place: str, manifest: Manifest) -> SnapshotInfo:
+        data, digest = encode(manifest)
+        self._blobs.put(f"{place}/{manifest.id}{_MANIFEST}", data)
+        return replace(manifest, added_bytes=manifest.added_bytes + len(data)).info(digest)
 
     @contextmanager
     def _undone(self, place: str) -> Iterator[list[str]]:
@@ -305,9 +307,9 @@ class LocalSnapshots:
                         self._blobs.copy(f"{source}/{pack}", f"{target}/{pack}")
                     self._on_stage("a pack kept")
                 sizes = self._blobs.sizes(target)
-                self._put_manifest(target, replace(manifest, added_bytes=sum(sizes[pack] for pack in put)))
+                info = self._put_manifest(target, replace(manifest, added_bytes=sum(sizes[pack] for pack in put)))
             self._on_stage("kept")
-            return self._stored(target, new_id).manifest().info()
+            return info
 
     def _delete(self, place: str, snapshot_id: str) -> None:
         with self._changing(place):
