@@ -115,11 +115,12 @@ class Manifest:
             for chunk in file.chunks:
                 yield (chunk.digest, True), chunk.length
 
-    def info(self) -> SnapshotInfo:
+    def info(self, digest: str | None = None) -> SnapshotInfo:
+        """`digest` is that of the content, if it is known already."""
         files = [entry for entry in self.entries if entry.kind in ("file", "link")]
         return SnapshotInfo(
             id=self.id,
-            digest=blake3(content(self)).hexdigest(),
+            digest=digest or blake3(content(self)).hexdigest(),
             created_at=self.created_at,
             size_bytes=sum(entry.size or len(entry.target) for entry in files)
             + sum(file.size for file in self.state.values()),
@@ -194,12 +195,12 @@ def from_portable(data: bytes, snapshot_id: str) -> Manifest:
     return manifest
 
 
-def _read_content(told: Any, snapshot_id: str) -> Manifest:
+def _read_content(told: Any, snapshot_id: str, stamps: Iterator[Any] | None = None) -> Manifest:
     try:
         manifest = Manifest(
             id=snapshot_id,
             created_at=datetime.fromisoformat(told["created_at"]).astimezone(UTC),
-            entries=tuple(map(_read_entry, told["entries"])),
+            entries=tuple(_read_entry(it, stamps or iter(())) for it in told["entries"]),
             state={
                 str(name): StateFile(_number(it["size"]), _read_chunks(it["chunks"], it["size"]))
                 for name, it in told["state"].items()
@@ -215,12 +216,13 @@ def _read_content(told: Any, snapshot_id: str) -> Manifest:
     return manifest
 
 
-def _read_entry(told: Any) -> Entry:
+def _read_entry(told: Any, stamps: Iterator[Any]) -> Entry:
     parts, kind = parse(told["path"]), told["kind"]
     if not parts or kind not in _KINDS or show(parts) != told["path"]:
         raise ValueError("an entry that can't be one")
     size = _number(told["size"]) if kind == "file" else 0
     target = told.get("target", "")
+    stamp = next(stamps, None) if kind == "file" else None
     return Entry(
         parts=parts,
         kind=kind,
@@ -229,6 +231,7 @@ def _read_entry(told: Any) -> Entry:
         size=size,
         target=read_name(target.encode()),
         chunks=_read_chunks(told["chunks"], size) if kind == "file" else (),
+        stamp=tuple(stamp) if stamp else None,
     )
 
 
@@ -280,8 +283,8 @@ def _check(manifest: Manifest) -> None:
             raise ValueError("a state with holes")
 
 
-def encode(manifest: Manifest) -> bytes:
-    """The file that is the snapshot."""
+def encode(manifest: Manifest) -> tuple[bytes, str]:
+    """The file that is the snapshot, and the digest of its content."""
     packs = sorted(manifest.packs)
     numbers = {name: number for number, name in enumerate(packs)}
     table = b"".join(
@@ -293,11 +296,13 @@ def encode(manifest: Manifest) -> bytes:
         "created_at": manifest.created_at.isoformat(),
         "packs": packs,
         "added_bytes": manifest.added_bytes,
+        "stamps": sum(entry.stamp is not None for entry in manifest.entries),
     }
     stamps = [entry.stamp for entry in manifest.entries if entry.kind == "file"]
-    sections = [_json(local), table, zstd.compress(_json(stamps) + b"\n" + content(manifest), _LEVEL)]
+    told = content(manifest)
+    sections = [_json(local), zstd.compress(table, _LEVEL), zstd.compress(_json(stamps) + b"\n" + told, _LEVEL)]
     body = _LENGTHS.pack(*map(len, sections)) + b"".join(sections)
-    return b"%s %d %s\n%s" % (_MAGIC, FORMAT, _digest(FORMAT, body), body)
+    return b"%s %d %s\n%s" % (_MAGIC, FORMAT, _digest(FORMAT, body), body), blake3(told).hexdigest()
 
 
 def _digest(version: int, body: bytes) -> bytes:
@@ -313,32 +318,27 @@ class Stored:
     packs: tuple[str, ...]
     added_bytes: int
     size_bytes: int
+    stamp_count: int
     _table: bytes
     _rest: bytes
 
     def locations(self) -> Iterator[tuple[Key, Location]]:
-        for digest, pack, offset, stored, raw, inner, length, aligned in _ROW.iter_unpack(self._table):
+        for digest, pack, offset, stored, raw, inner, length, aligned in _ROW.iter_unpack(zstd.decompress(self._table)):
             yield (digest, bool(aligned)), Location(self.packs[pack], offset, stored, raw, inner, length)
 
     def manifest(self) -> Manifest:
         try:
             stamps, _, body = zstd.decompress(self._rest).partition(b"\n")
-            told, marks = json.loads(body), iter(json.loads(stamps))
+            told, marks = json.loads(body), json.loads(stamps)
         except (zstd.ZstdError, ValueError):  # written so
             raise DamagedSnapshot(self.id, "its manifest can't be read") from None
-        manifest = _read_content(told, self.id)
+        manifest = _read_content(told, self.id, iter(marks))
         locations = dict(self.locations())
         for key, length in manifest.wanted():
             if key not in locations or locations[key].length != length:
                 raise DamagedSnapshot(self.id, "its manifest does not say where its chunks are")
         return replace(
             manifest,
-            entries=tuple(
-                replace(entry, stamp=tuple(stamp) if (stamp := next(marks)) else None)
-                if entry.kind == "file"
-                else entry
-                for entry in manifest.entries
-            ),
             locations=locations,
             added_bytes=self.added_bytes + self.size_bytes,
         )
@@ -366,6 +366,7 @@ def decode(data: bytes, snapshot_id: str) -> Stored:
         packs=tuple(local["packs"]),
         added_bytes=local["added_bytes"],
         size_bytes=len(data),
+        stamp_count=local["stamps"],
         _table=body[start : start + table_bytes],
         _rest=body[start + table_bytes :],
     )

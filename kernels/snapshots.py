@@ -279,12 +279,14 @@ class LocalSnapshots:
                 put.append(name)
                 self._blobs.put_file(f"{place}/{name}", path)
                 self._on_stage("a pack kept")
-            self._put_manifest(place, manifest)
+            info = self._put_manifest(place, manifest)
         self._on_stage("kept")
-        return self._stored(place, manifest.id).manifest().info()
+        return info
 
-    def _put_manifest(self, place: str, manifest: Manifest) -> None:
-        self._blobs.put(f"{place}/{manifest.id}{_MANIFEST}", encode(manifest))
+    def _put_manifest(self, place: str, manifest: Manifest) -> SnapshotInfo:
+        data, digest = encode(manifest)
+        self._blobs.put(f"{place}/{manifest.id}{_MANIFEST}", data)
+        return replace(manifest, added_bytes=manifest.added_bytes + len(data)).info(digest)
 
     @contextmanager
     def _undone(self, place: str) -> Iterator[list[str]]:
@@ -311,9 +313,9 @@ class LocalSnapshots:
                         self._blobs.copy(f"{source}/{pack}", f"{target}/{pack}")
                     self._on_stage("a pack kept")
                 sizes = self._blobs.sizes(target)
-                self._put_manifest(target, replace(manifest, added_bytes=sum(sizes[pack] for pack in put)))
+                info = self._put_manifest(target, replace(manifest, added_bytes=sum(sizes[pack] for pack in put)))
             self._on_stage("kept")
-            return self._stored(target, new_id).manifest().info()
+            return info
 
     def _delete(self, place: str, snapshot_id: str) -> None:
         with self._changing(place):
@@ -477,11 +479,11 @@ class LocalSnapshots:
 def _unchanged(stored: list[Stored], known: Mapping[Key, Location]) -> dict[Parts, Entry]:
     """The files of the newest snapshot that has any, which need not be read again if their stamps are the same."""
     for one in reversed(stored):
-        with suppress(DamagedSnapshot):
-            if entries := one.manifest().entries:
+        if one.stamp_count:
+            with suppress(DamagedSnapshot):
                 return {
                     entry.parts: entry
-                    for entry in entries
+                    for entry in one.manifest().entries
                     if entry.stamp is not None and all((it.digest, False) in known for it in entry.chunks)
                 }
     return {}

@@ -46,7 +46,11 @@ class Tree:
     drafts: list[tuple[Entry, Sink]] = field(default_factory=list)
 
     def entries(self) -> tuple[Entry, ...]:
-        return tuple(replace(entry, chunks=tuple(sink)) if sink else entry for entry, sink in self.drafts)
+        return tuple(_with_chunks(entry, sink) if sink else entry for entry, sink in self.drafts)
+
+
+def _with_chunks(it: Entry, sink: Sink) -> Entry:  # `replace` takes ten times as long
+    return Entry(it.parts, it.kind, it.mode, it.modified_ns, it.size, it.target, tuple(sink), it.stamp)
 
 
 def read_tree(root: Root, packer: Packer, before: Mapping[Parts, Entry], settled_s: float) -> Tree:
