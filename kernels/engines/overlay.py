@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from kernels.engines.logs import open_regular
 from kernels.errors import StartFailed
+from kernels.logs import open_regular
 
 _PROBE = """
 import json, os, sys, sysconfig
