@@ -197,6 +197,7 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
                 orphans = await engine.end_orphans()
                 if orphans:
                     log.warning("%d kernels of an earlier gateway were ended", orphans)
+                await _end_kept(engine)
                 url = _url(settings, sockets)
                 services = _services(settings, store, engine, metrics, context, background, url)
                 supervisor = Supervisor(settings, store, services.live, services.recorder)
@@ -220,6 +221,13 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
                     await gateway.stop()
         finally:
             context.destroy(linger=0)
+
+
+async def _end_kept(engine: Engine) -> None:
+    """Until sessions take them over: kernels that outlived an earlier gateway are ended."""
+    for kept in await engine.kept():
+        async with engine.adopt(kept.kernel_id):
+            log.warning("Kernel %s of an earlier gateway was ended", kept.kernel_id)
 
 
 def _services(

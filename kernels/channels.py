@@ -24,12 +24,14 @@ _RECEIVED_AHEAD = 1000  # messages, as in any Jupyter client: more wait in our o
 class Request:
     """A request under way; `done` once its reply and, if that is waited for, its `idle` are in."""
 
-    __slots__ = ("_wants_idle", "done", "idle_seen", "msg_id", "on_input", "on_iopub", "reply")
+    __slots__ = ("_held", "_wants_idle", "done", "idle_seen", "msg_id", "on_idle", "on_input", "on_iopub", "reply")
 
     def __init__(self, msg_id: str, on_iopub: Listener | None, on_input: Listener | None, wants_idle: bool) -> None:
         self.msg_id = msg_id
         self.on_iopub = on_iopub
         self.on_input = on_input
+        self.on_idle: Callable[[], None] | None = None
+        self._held: list[Message] | None = None
         self.reply: Message | None = None
         self.idle_seen = False
         self._wants_idle = wants_idle
@@ -44,6 +46,31 @@ class Request:
     def got_idle(self) -> None:
         self.idle_seen = True
         self._check()
+        if self.on_idle:
+            self.on_idle()
+
+    def hear(self, message: Message) -> None:
+        """What the kernel publishes about it."""
+        if message.type == "status":
+            if message.content.get("execution_state") == "idle":
+                self.got_idle()
+        elif self.on_iopub:
+            self.on_iopub(message)
+
+    def hear_live(self, message: Message) -> None:
+        if self._held is None:
+            self.hear(message)
+        else:
+            self._held.append(message)
+
+    def hold(self) -> None:
+        """From now on, nothing that comes in is heard before `release`."""
+        self._held = []
+
+    def release(self) -> None:
+        held, self._held = self._held or [], None
+        for message in held:
+            self.hear(message)
 
     def fail(self, error: Exception) -> None:
         if not self.done.done():
@@ -63,7 +90,7 @@ class Channels:
     """The sockets of one kernel. Made by `connected`."""
 
     def __init__(self, context: zmq.asyncio.Context, connection: Mapping[str, Any]) -> None:
-        self.wire = Wire(connection["key"], connection.get("signature_scheme", "hmac-sha256"))
+        self.wire = Wire.of(connection)
         self._requests: dict[str, Request] = {}
         self._listeners: list[Listener] = []
         self._broken: Exception | None = None
@@ -112,10 +139,22 @@ class Channels:
         if self._broken:
             raise self._broken
         msg_id, frames = self.wire.request(msg_type, content, metadata=metadata, subshell_id=subshell_id, msg_id=msg_id)
-        request = self._requests[msg_id] = Request(msg_id, on_iopub, on_input, wants_idle)
-        request.done.add_done_callback(lambda _: self._requests.pop(msg_id, None))
+        request = self._awaited(Request(msg_id, on_iopub, on_input, wants_idle))
         socket: zmq.asyncio.Socket = getattr(self, channel)
         await socket.send_multipart(frames)
+        return request
+
+    def expect(self, msg_id: str, on_iopub: Listener, on_input: Listener) -> Request:
+        """A request that somebody else has sent, who is gone; what comes of it is held until `release`."""
+        if self._broken:
+            raise self._broken
+        request = self._awaited(Request(msg_id, on_iopub, on_input, wants_idle=True))
+        request.hold()
+        return request
+
+    def _awaited(self, request: Request) -> Request:
+        self._requests[request.msg_id] = request
+        request.done.add_done_callback(lambda _: self._requests.pop(request.msg_id, None))
         return request
 
     async def ask(
@@ -132,6 +171,11 @@ class Channels:
         """Answer an `input_request`."""
         _, frames = self.wire.request("input_reply", content, parent=request.header)
         await self.stdin.send_multipart(frames)
+
+    @property
+    def broken(self) -> bool:
+        """Whether nothing more will come."""
+        return self._broken is not None
 
     def fail(self, error: Exception) -> None:
         """Nothing more will come: every request under way, and any later one, raises `error`."""
@@ -177,13 +221,8 @@ class Channels:
         for listener in tuple(self._listeners):
             listener(message)
         request = self._requests.get(message.parent_id or "")
-        if request is None:
-            return
-        if message.type == "status":
-            if message.content.get("execution_state") == "idle":
-                request.got_idle()
-        elif request.on_iopub:
-            request.on_iopub(message)
+        if request is not None:
+            request.hear_live(message)
 
 
 @asynccontextmanager

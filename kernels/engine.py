@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal, Protocol
 
+from kernels.journal import Entry
+
 
 @dataclass(frozen=True, slots=True)
 class Kernelspec:
@@ -56,6 +58,22 @@ class Exit:
 
 
 @dataclass(frozen=True, slots=True)
+class Kept:
+    """A kernel that outlived who started it. `exit` is how it ended, if it has ended meanwhile."""
+
+    kernel_id: str
+    place: str
+    spec: Kernelspec
+    started_at: float  # unix time, seconds
+    limits: Limits
+    exit: Exit | None = None
+
+    @property
+    def spec_name(self) -> str:
+        return self.spec.name
+
+
+@dataclass(frozen=True, slots=True)
 class ProcessUsage:
     """Of a kernel and everything that it started."""
 
@@ -73,6 +91,10 @@ class KernelProcess(Protocol):
 
     async def ended(self) -> Exit:
         """Wait until it has ended by itself or by `kill`."""
+        ...
+
+    async def journaling(self) -> None:
+        """Wait until whatever it publishes from now on is in its journal."""
         ...
 
     async def interrupt(self, since: float) -> None:
@@ -284,6 +306,24 @@ class Engine(Protocol):
         """A started kernel; leaving the block ends it and all that it started. Raises `StartFailed`."""
         ...
 
+    async def kept(self) -> list[Kept]:
+        """Kernels that are there, or have ended meanwhile, and that this engine has neither started nor adopted."""
+        ...
+
+    def adopt(self, kernel_id: str) -> AbstractAsyncContextManager[KernelProcess]:
+        """A kernel that was kept, as `start` gives it: leaving the block ends it. One that has ended has its `Exit`.
+
+        From now on nobody else commands it. Raises `KernelGone` if it is not there, `Refused` if a later one has it.
+        """
+        ...
+
+    def journal(self, kernel_id: str, after: int = 0) -> AsyncIterator[Entry]:
+        """What it has published so far, in order, after the message of that number; it is there until a block ends it.
+
+        Not the last words of the very moment: what was published is journaled within milliseconds.
+        """
+        ...
+
     async def workspace(self, place: str, disk_bytes: int | None) -> Workspace:
         """The files at a place, which is made if it is not there."""
         ...
@@ -305,7 +345,7 @@ class Engine(Protocol):
         ...
 
     async def end_orphans(self) -> int:
-        """End kernels of this engine that an earlier process left behind; returns how many."""
+        """End what an earlier process left behind and nobody keeps, setups among it; returns how many."""
         ...
 
     def abandon(self) -> None:

@@ -24,6 +24,10 @@ class KernelGone(KernelsError):
     """The kernel has ended, or ended while it was asked."""
 
 
+class Refused(KernelsError):
+    """The kernel was adopted by somebody who came later: nobody else commands it."""
+
+
 class NotOffered(KernelsError):
     """This kernel can't do that."""
 

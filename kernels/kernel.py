@@ -9,15 +9,18 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
-from typing import Any
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from typing import Any, Literal
+from uuid import uuid4
 
 import zmq.asyncio
 
 from kernels.channels import Channels, Request, connected
-from kernels.engine import Engine, Exit, KernelProcess, Launch
+from kernels.engine import Engine, Exit, Kept, KernelProcess, Kernelspec, Launch
 from kernels.errors import KernelGone, KernelsError, NotOffered, StartFailed
 from kernels.fstrings import for_python_before_312
+from kernels.journal import Entry
+from kernels.journaled import RunOf, Verdict, count_of, may_follow
 from kernels.messages import Message
 from kernels.outputs import Event, Outputs
 
@@ -25,9 +28,12 @@ log = logging.getLogger(__name__)
 
 OnEvent = Callable[[Event], None]
 OnInput = Callable[[str, bool], None]  # prompt, whether it is a password
+Entries = Callable[[int], AsyncIterator[Entry]]  # what was published after the message of that number
 
 _LAST_WORDS_S = 0.05  # how long after its death a kernel's messages are still read
 _LOST_IDLE_S = 2.0
+_LOST_REPLY_S = 0.25  # a reply is sent before its idle
+_LOST_MARKER_S = 5.0
 _LONGEST_PROMPT = 10_000  # characters
 
 
@@ -53,8 +59,7 @@ class Execution:
 
     def take(self, message: Message) -> None:
         if message.type == "execute_input":
-            count = message.content.get("execution_count")
-            self.execution_count = count if isinstance(count, int) else None
+            self.execution_count = count_of(message)
         elif event := self.outputs.add(message):
             self._on_event(event)
 
@@ -62,13 +67,38 @@ class Execution:
         self.input_request = message
         self._on_input(str(message.content.get("prompt", ""))[:_LONGEST_PROMPT], bool(message.content.get("password")))
 
+    def never_answered(self) -> None:
+        """Its idle is in, and its reply was sent before: if it is not here by now, there is none."""
+        self.request.fail(_NeverBegan())
+
+
+class Resumed(Execution):
+    """One that somebody else has begun, who is gone. Its reply may have gone to them: then it is made up again."""
+
+    def __init__(self, channels: Channels, outputs: Outputs, on_event: OnEvent, on_input: OnInput) -> None:
+        super().__init__(outputs, on_event, on_input)
+        self._channels = channels
+        self._verdict = Verdict()
+
+    def take(self, message: Message) -> None:
+        self._verdict.take(message)
+        super().take(message)
+
+    def never_answered(self) -> None:
+        if self.request.idle_seen and not self.ended:
+            wire = self._channels.wire
+            self.request.got_reply(wire.read(wire.request("execute_reply", self._verdict.reply())[1]))
+
+    def await_reply(self) -> None:
+        asyncio.get_running_loop().call_later(_LOST_REPLY_S, self.never_answered)
+
 
 class Kernel:
-    """Talks to one kernel process. Made by `running`."""
+    """Talks to one kernel process. Made by `running` or `attached`."""
 
-    def __init__(self, launch: Launch, process: KernelProcess, channels: Channels) -> None:
-        self.id = launch.kernel_id
-        self.spec = launch.spec
+    def __init__(self, kernel_id: str, spec: Kernelspec, process: KernelProcess, channels: Channels) -> None:
+        self.id = kernel_id
+        self.spec = spec
         self.process = process
         self.channels = channels
         self.info: dict[str, Any] = {}
@@ -99,12 +129,16 @@ class Kernel:
         except ValueError:
             return False
 
-    async def attach(self, timeout_s: float) -> None:
-        """Wait until one request was answered on shell and seen on IOPub. Raises `StartFailed`."""
+    async def attach(self, timeout_s: float, channel: Literal["shell", "control"] = "shell") -> None:
+        """Wait until one request was answered and seen on IOPub, and its journal hears. Raises `StartFailed`.
+
+        The shell of a kernel that is at work does not answer, its control channel does.
+        """
+        journaling = asyncio.ensure_future(self.process.journaling())
         try:
             async with asyncio.timeout(timeout_s):
                 while True:
-                    request = await self.channels.send("shell", "kernel_info_request", {}, wants_idle=True)
+                    request = await self.channels.send(channel, "kernel_info_request", {}, wants_idle=True)
                     if self.info:  # it answers, but was not heard on IOPub: ask again, and soon
                         await asyncio.wait({request.done}, timeout=0.1)
                     else:
@@ -113,12 +147,16 @@ class Kernel:
                         self.info = request.reply.content
                     if request.done.done():
                         await request.done
-                        return
+                        await asyncio.wait({journaling}, timeout=0.1)
+                        if journaling.done():
+                            return
                     request.done.cancel()
         except KernelGone as error:
             raise StartFailed(f"The kernel ended while it started: {error}") from None
         except TimeoutError:
             raise StartFailed(f"The kernel did not answer within {timeout_s:g} s.") from None
+        finally:
+            journaling.cancel()
 
     async def _first_answer(self, request: Request) -> None:
         while not request.done.done() and request.reply is None:
@@ -159,9 +197,85 @@ class Kernel:
             "shell", "execute_request", content,
             metadata=metadata, msg_id=run_id, on_iopub=execution.take, on_input=execution.ask_input, wants_idle=True,
         )  # fmt: skip
+        async with self._under_way(execution, grace_s):
+            yield execution
+
+    @asynccontextmanager
+    async def resume(
+        self,
+        run_id: str,
+        journal: Entries,
+        *,
+        started_at: float,
+        on_event: OnEvent,
+        on_input: OnInput,
+        output_limit_bytes: int,
+        grace_s: float = 3.0,
+    ) -> AsyncIterator[Execution]:
+        """Take over a cell that somebody else has begun, who is gone: all that it published, then what still comes.
+
+        Also one that has ended. `started_at` is unix time. The block is like that of `execute`. Raises `KernelGone`.
+        """
+        execution = Resumed(self.channels, Outputs(output_limit_bytes), on_event, on_input)
+        execution.started_at = started_at
+        execution.request = self.channels.expect(run_id, execution.take, execution.ask_input)
+        async with self._under_way(execution, grace_s):
+            await self._catch_up(execution, journal)
+            yield execution
+
+    async def _catch_up(self, execution: Resumed, journal: Entries) -> None:
+        """Hear what was published before we came, from the journal, and no message twice.
+
+        The kernel publishes in one order for all who listen. A request of ours is the mark in it: what came before
+        is taken from the journal, what comes after was heard by ourselves.
+        """
+        request, marker, heard = execution.request, uuid4().hex, asyncio.Event()
+
+        def look_for_marker(message: Message) -> None:
+            if message.parent_id == marker and not heard.is_set():
+                heard.set()
+                request.hold()  # what was held so far is in the journal
+
+        stop_listening = self.channels.listen(look_for_marker)
+        try:
+            asked = await self.channels.send("control", "kernel_info_request", {}, msg_id=marker, wants_idle=True)
+            run = RunOf(self.channels.wire, request.msg_id, request.hear)
+            if not await self._replay(run, marker, heard, asked, journal):
+                execution.outputs.truncated = True
+            if run.incomplete:
+                execution.outputs.truncated = True
+        finally:
+            stop_listening()
+        if request.idle_seen:  # long ago: a reply would be here
+            execution.never_answered()
+        request.on_idle = execution.await_reply
+        request.release()
+
+    async def _replay(self, run: RunOf, marker: str, heard: asyncio.Event, asked: Request, journal: Entries) -> bool:
+        """Feed a run from the journal up to the marker; whether it was found."""
+        after, looked_until = 0, float("inf")
+        while time.monotonic() < looked_until:
+            last_time = self.channels.broken  # no marker comes any more, but all that was published is there
+            async with aclosing(journal(after)) as entries:  # type: ignore[type-var]
+                async for entry in entries:
+                    after = entry.number
+                    run.take(entry)
+                    if may_follow(entry, marker):
+                        asked.done.cancel()
+                        return True
+            if last_time:
+                return True
+            if heard.is_set() and looked_until == float("inf"):
+                looked_until = time.monotonic() + _LOST_MARKER_S
+            await asyncio.sleep(0.005)
+        return False
+
+    @asynccontextmanager
+    async def _under_way(self, execution: Execution, grace_s: float) -> AsyncIterator[None]:
+        """A cell that has ended, or the kernel with it, when the block is left."""
         self._current = execution
         try:
-            yield execution
+            yield
         finally:
             try:
                 if not execution.ended:
@@ -201,8 +315,8 @@ class Kernel:
                 break
             await self.interrupt()
             await asyncio.wait({execution.request.done}, timeout=grace_s / 3)
-            if execution.request.idle_seen:  # its reply was sent before: if it is not here by now, there is none
-                execution.request.fail(_NeverBegan())
+            if execution.request.idle_seen:
+                execution.never_answered()
         if not execution.ended:
             await self.process.kill("It was ended because its cell would not stop.")
             await asyncio.wait({self.ended})
@@ -280,14 +394,36 @@ async def running(
     engine: Engine, launch: Launch, context: zmq.asyncio.Context, start_timeout_s: float
 ) -> AsyncIterator[Kernel]:
     """A kernel from start to end; leaving the block ends it. Raises `StartFailed`."""
-    async with engine.start(launch) as process, connected(context, process.connection) as channels:
-        kernel = Kernel(launch, process, channels)
+    async with _served(engine.start(launch), launch.kernel_id, launch.spec, context) as kernel:
+        try:
+            await kernel.attach(start_timeout_s)
+        except StartFailed as error:
+            raise StartFailed(error.sentence, (await kernel.process.printed(2000)).strip()) from None
+        yield kernel
+
+
+@asynccontextmanager
+async def attached(engine: Engine, kept: Kept, context: zmq.asyncio.Context, timeout_s: float) -> AsyncIterator[Kernel]:
+    """A kernel that was kept, whatever it does at the moment; leaving the block ends it.
+
+    Raises `StartFailed`, `KernelGone`, `Refused`.
+    """
+    async with _served(engine.adopt(kept.kernel_id), kept.kernel_id, kept.spec, context) as kernel:
+        await kernel.attach(timeout_s, "control")
+        yield kernel
+
+
+@asynccontextmanager
+async def _served(
+    starting: AbstractAsyncContextManager[KernelProcess],
+    kernel_id: str,
+    spec: Kernelspec,
+    context: zmq.asyncio.Context,
+) -> AsyncIterator[Kernel]:
+    async with starting as process, connected(context, process.connection) as channels:
+        kernel = Kernel(kernel_id, spec, process, channels)
         watching = asyncio.create_task(kernel.watch())
         try:
-            try:
-                await kernel.attach(start_timeout_s)
-            except StartFailed as error:
-                raise StartFailed(error.sentence, (await process.printed(2000)).strip()) from None
             yield kernel
         finally:
             await process.kill("It was ended.")

@@ -4,6 +4,7 @@ import hmac
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
+from uuid import uuid4
 
 from jupyter_client.session import Session
 
@@ -62,11 +63,19 @@ class Message:
 class Wire:
     """Turns requests into frames and frames into messages, for one kernel and its key."""
 
-    def __init__(self, key: str | bytes, signature_scheme: str = "hmac-sha256") -> None:
+    def __init__(self, key: str | bytes, signature_scheme: str = "hmac-sha256", session: str | None = None) -> None:
+        """With the `session` of somebody who is gone, what the kernel still sends to them comes here."""
         self._session = Session(
-            key=key.encode() if isinstance(key, str) else key, signature_scheme=signature_scheme, username="gateway"
+            key=key.encode() if isinstance(key, str) else key,
+            signature_scheme=signature_scheme,
+            username="gateway",
+            session=session or uuid4().hex,
         )
         self.identity: bytes = self._session.bsession
+
+    @classmethod
+    def of(cls, connection: Mapping[str, Any]) -> "Wire":
+        return cls(connection["key"], connection.get("signature_scheme", "hmac-sha256"), connection.get("session"))
 
     def request(
         self,
@@ -80,8 +89,7 @@ class Wire:
     ) -> tuple[str, list[bytes]]:
         """The id of a new message (`msg_id` if one is given), and its frames."""
         message = self._session.msg(msg_type, dict(content), metadata=dict(metadata or {}), parent=parent)
-        if msg_id is not None:
-            message["header"]["msg_id"] = msg_id
+        message["header"]["msg_id"] = msg_id or uuid4().hex  # never again one of who had this session before
         if subshell_id is not None:
             message["header"]["subshell_id"] = subshell_id
         return message["header"]["msg_id"], self._session.serialize(message)

@@ -1,6 +1,8 @@
 """Gateways for tests: real processes, on a port of their own, with a data folder of their own."""
 
 import asyncio
+import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -11,7 +13,27 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 READY_S = 60
+
+
+def keepers_of(data_dir: Path) -> list[psutil.Process]:
+    """The keepers that run for a data folder."""
+    found = []
+    for file in (data_dir / "keepers").glob("*.json"):
+        with contextlib.suppress(psutil.NoSuchProcess, FileNotFoundError):
+            found.append(psutil.Process(json.loads(file.read_text())["pid"]))
+    return found
+
+
+def kernels_of(data_dir: Path) -> list[psutil.Process]:
+    """What runs below the keepers of a data folder."""
+    found = []
+    for keeper in keepers_of(data_dir):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found += keeper.children(recursive=True)
+    return found
 
 
 class GatewayProcess:

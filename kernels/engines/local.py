@@ -1,4 +1,4 @@
-"""Kernels as processes of this machine, started through a jupyter_client provisioner.
+"""Kernels as processes of this machine, kept by a process that outlives us.
 
 A place is a folder: `workspace/` (the session's files), `home/`, `overlay/` (what it installed). Logs are elsewhere.
 Sockets are `ipc://` in a folder of the kernel's own: no port can collide, nobody else can connect.
@@ -10,27 +10,29 @@ import json
 import logging
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, TextIO
 from uuid import uuid4
 
-import psutil
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner as JupyterLocalProvisioner
 
+from kernels import processes
 from kernels.blobs import ObjectBlobs
-from kernels.engine import Exit, Kernelspec, Launch, ProcessUsage, SetupStep, Snapshots
-from kernels.engines import processes
-from kernels.engines.logs import Log
+from kernels.children import MARK
+from kernels.engine import Exit, Kept, Kernelspec, Launch, Limits, SetupStep, Snapshots
+from kernels.engines.keepers import KEEPER_ENDED, Keepers, KeptProcess
 from kernels.engines.overlay import Interpreter, Overlay, copy_environment, probe
-from kernels.errors import StartFailed
+from kernels.errors import KernelGone, KernelsError, StartFailed
+from kernels.journal import DEFAULT_BYTES, Entry, JournalReader
+from kernels.keeper import Folders, version, write_whole
+from kernels.logs import Log
 from kernels.paths import delete_tree
 from kernels.snapshots import LocalSnapshots
 from kernels.workspace import LocalWorkspace
@@ -38,8 +40,8 @@ from kernels.workspace import LocalWorkspace
 log = logging.getLogger(__name__)
 
 _LAUNCHER = str(Path(__file__).parent.parent / "inside" / "launcher.py")
-_CHANNELS = ("shell", "iopub", "stdin", "control", "hb")
-_MARK = "SESSION_GATEWAY_KERNEL"
+_READ_BYTES = 2**20
+_LOOKS_FOR_EXIT = 50
 _REMEMBERED_WORKSPACES = 2000
 _PASSED_ON = (
     "LANG", "LANGUAGE", "LC_", "TZ", "TERM", "SSL_CERT_", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "PIP_", "NPM_CONFIG_",
@@ -59,128 +61,42 @@ class LocalProvisioner(JupyterLocalProvisioner):
         return code
 
 
-class LocalProcess:
-    """A kernel process of this machine."""
-
-    def __init__(
-        self,
-        launch: Launch,
-        process: "subprocess.Popen[bytes]",
-        connection: Mapping[str, Any],
-        log: Log,
-        log_start: int,
-    ) -> None:
-        self.kernel_id = launch.kernel_id
-        self.connection = connection
-        self.started_at = time.time()
-        self.memory_limit_bytes = launch.limits.memory_bytes
-        self._process = process
-        self._log = log
-        self._log_start = log_start
-        self.mark = f"{_MARK}={launch.kernel_id}"
-        self._oom_kills = processes.oom_kills()
-        self._out_of_memory = False
-        self._kill_reason: str | None = None
-        self._waiting = asyncio.create_task(self._wait())
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    @property
-    def running(self) -> bool:
-        return not self._waiting.done()
-
-    async def _wait(self) -> Exit:
-        await processes.unreaped_exit(self._process)
-        await asyncio.to_thread(processes.end_family, self.pid, self.mark)
-        return self._exit(self._process.wait())
-
-    def _exit(self, code: int) -> Exit:
-        if self._out_of_memory:
-            return Exit(signal=signal.SIGKILL, out_of_memory=True, reason=self._kill_reason or "")
-        if self._kill_reason is not None:
-            return Exit(signal=signal.SIGKILL, reason=self._kill_reason)
-        if code >= 0:
-            return Exit(code=code, reason=f"The kernel exited with code {code}.")
-        if -code == signal.SIGKILL and processes.oom_kills() > self._oom_kills:
-            return Exit(signal=-code, out_of_memory=True, reason="Out of memory: the system killed the kernel.")
-        return Exit(signal=-code, reason=f"The kernel was ended by signal {-code} ({processes.signal_name(-code)}).")
-
-    async def ended(self) -> Exit:
-        return await asyncio.shield(self._waiting)
-
-    async def interrupt(self, since: float) -> None:
-        if self.running:
-            for pid in processes.group(self.pid):
-                if pid == self.pid or processes.started_since(pid, since):
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGINT)
-
-    async def kill(self, reason: str) -> None:
-        if self.running:
-            if self._kill_reason is None:
-                self._kill_reason = reason
-            await asyncio.shield(asyncio.to_thread(processes.end_family, self.pid, self.mark))
-            await self.ended()
-
-    async def kill_for_memory(self, used_bytes: int) -> None:
-        limit = self.memory_limit_bytes or 0
-        self._out_of_memory = True
-        await self.kill(f"Out of memory: the session used {used_bytes:,} bytes, its limit is {limit:,}.")
-
-    async def kill_children(self, since: float) -> int:
-        def end() -> int:
-            others = (one for one in processes.family(self.pid, self.mark) if one.pid != self.pid)
-            return processes.end(one for one in others if processes.started_since(one.pid, since))
-
-        return await asyncio.to_thread(end) if self.running else 0
-
-    async def printed(self, limit_bytes: int) -> str:
-        try:
-            return await asyncio.to_thread(self._log.tail, limit_bytes, self._log_start)
-        except OSError:  # it is gone, or became something else
-            return ""
-
-    async def usage(self) -> ProcessUsage:
-        if not self.running:
-            return ProcessUsage(0.0, 0, 0)
-        return ProcessUsage(*await asyncio.to_thread(processes.usage, self.pid))
-
-
 class LocalEngine:
     """Runs kernels on this machine, under a data folder."""
 
-    def __init__(self, data_dir: Path, blobs_url: str = "") -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        blobs_url: str = "",
+        *,
+        journal_bytes: int = DEFAULT_BYTES,
+        keeper_version: str | None = None,
+    ) -> None:
+        data_dir = data_dir.absolute()
         self._places = data_dir / "sessions"
-        self._records = data_dir / "kernels"
         self._logs = data_dir / "logs"
-        self._runtime: Path | None = None
+        self._folders = Folders(data_dir)
+        self._keepers = Keepers(self._folders, keeper_version or version())
+        self._journal_bytes = journal_bytes
         self._specs: dict[str, Kernelspec] = {}
         self._interpreters: dict[str, Interpreter] = {}
-        self._running: dict[str, LocalProcess] = {}
-        self._marks: set[str] = set()  # of kernels and setups
+        self._ours: dict[str, KeptProcess] = {}
+        self._marks: set[str] = set()  # of setups
         self._workspaces: dict[str, tuple[int | None, LocalWorkspace]] = {}  # each knows what it holds, for its quota
         blobs = ObjectBlobs.at(blobs_url) if blobs_url else None
         self.snapshots: Snapshots = LocalSnapshots(data_dir / "snapshots", self._known_workspace, blobs)
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[None]:
-        """Everything that the engine needs while it is used; ends every kernel when left."""
+        """Everything that the engine needs while it is used; ends every kernel that is ours when left."""
         self._places.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._records.mkdir(parents=True, exist_ok=True, mode=0o700)
-        # Paths of sockets hold at most 107 bytes, so they can't be under the data folder.
-        self._runtime = Path(tempfile.mkdtemp(prefix="sg-", dir=_short_temp()))
-        watching = asyncio.create_task(self._watch_memory())
-        try:
-            yield
-        finally:
-            watching.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await watching
-            for process in list(self._running.values()):
-                await process.kill("The gateway stopped.")
-            shutil.rmtree(self._runtime, ignore_errors=True)
+        self._folders.make()
+        async with self._keepers.opened():
+            await self._keepers.starter()
+            try:
+                yield
+            finally:
+                await asyncio.gather(*(process.kill("The gateway stopped.") for process in self._ours.values()))
 
     def kernelspecs(self) -> Mapping[str, Kernelspec]:
         self._specs = {
@@ -190,63 +106,112 @@ class LocalEngine:
         return self._specs
 
     @asynccontextmanager
-    async def start(self, launch: Launch) -> AsyncIterator[LocalProcess]:
-        assert self._runtime is not None, "the engine must be opened first"
-        folder = self._runtime / launch.kernel_id.replace("-", "")[:12]
-        folder.mkdir(mode=0o700)
+    async def start(self, launch: Launch) -> AsyncIterator[KeptProcess]:
+        place, env = await self._prepare(launch)
+        provisioner = LocalProvisioner(
+            kernel_id=launch.kernel_id,
+            kernel_spec=KernelSpec(argv=self._argv(launch), resource_dir=launch.spec.resource_dir),
+        )
+        ready = await provisioner.pre_launch(env=env, cwd=str(place / "workspace"))
+        order = {
+            "kernel_id": launch.kernel_id,
+            "argv": ready["cmd"],
+            "env": ready["env"],
+            "cwd": ready["cwd"],
+            "log": str(self._log(launch.place, "kernel").path),
+            "memory_bytes": launch.limits.memory_bytes,
+            "journal_bytes": self._journal_bytes,
+            "about": {"place": launch.place, "spec": asdict(launch.spec), "limits": asdict(launch.limits)},
+        }
+        keeper = await self._keepers.starter()
+        starting = keeper.start(launch.kernel_id, launch.spec.name, order)
         try:
-            with self._recorded(launch.kernel_id, folder):
-                process = await self._launch(launch, folder)
-                try:
-                    self._running[launch.kernel_id] = process
-                    yield process
-                finally:
-                    await process.kill("It was ended.")
-                    self._running.pop(launch.kernel_id, None)
+            process = await asyncio.shield(starting)
+        except asyncio.CancelledError:  # what was ordered comes, and must not stay
+            with contextlib.suppress(KernelsError):
+                await self._settled(await starting)
+            raise
+        except StartFailed:
+            raise
+        except KernelsError as error:
+            raise StartFailed(str(error)) from None
+        async with self._commanded(process):
+            yield process
+
+    @asynccontextmanager
+    async def adopt(self, kernel_id: str) -> AsyncIterator[KeptProcess]:
+        async with self._commanded(await self._adopted(kernel_id)) as process:
+            yield process
+
+    async def _adopted(self, kernel_id: str) -> KeptProcess:
+        for _ in range(_LOOKS_FOR_EXIT):
+            record = await asyncio.to_thread(self._record, kernel_id)
+            if record["exit"] is not None:
+                return KeptProcess(kernel_id, record, None)
+            keeper = self._keepers.find(record["keeper"])
+            if keeper is None:
+                break
+            with contextlib.suppress(KernelGone):
+                return await asyncio.shield(keeper.adopt(kernel_id))
+            await asyncio.sleep(0.02)  # it has just ended: how is being written down
+        raise KernelGone(f"The kernel {kernel_id!r} is there no more, nor is its keeper.")
+
+    @asynccontextmanager
+    async def _commanded(self, process: KeptProcess) -> AsyncIterator[KeptProcess]:
+        """A process that is ours until the block is left; then it ends, and what is kept of it goes."""
+        self._ours[process.kernel_id] = process
+        try:
+            yield process
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            try:
+                await self._settled(process)
+            finally:
+                self._ours.pop(process.kernel_id, None)
+
+    async def _settled(self, process: KeptProcess) -> None:
+        await process.kill("It was ended.")
+        if not await process.forget() and not process.taken:
+            await asyncio.to_thread(self._folders.forget, process.kernel_id)
+
+    def _record(self, kernel_id: str) -> dict[str, Any]:
+        """Raises `KernelGone`."""
+        try:
+            found: dict[str, Any] = json.loads(self._folders.record(kernel_id).read_text())
+        except (OSError, ValueError):
+            raise KernelGone(f"The kernel {kernel_id!r} is not there.") from None
+        return found
+
+    async def kept(self) -> list[Kept]:
+        return await asyncio.to_thread(self._kept)
+
+    def _kept(self) -> list[Kept]:
+        found = []
+        for file in sorted(self._folders.records.glob("*.json")):
+            with contextlib.suppress(KernelGone, KeyError, TypeError):
+                record = self._record(file.stem)
+                if file.stem not in self._ours and record.get("about") is not None:
+                    found.append(_kept(file.stem, record))
+        return found
+
+    async def journal(self, kernel_id: str, after: int = 0) -> AsyncIterator[Entry]:
+        reader = JournalReader(self._folders.journals / kernel_id, after)
+        try:
+            while entries := await asyncio.to_thread(reader.read, _READ_BYTES):
+                for entry in entries:
+                    yield entry
+        finally:
+            reader.close()
 
     @contextlib.contextmanager
-    def _recorded(self, mark: str, folder: Path | None = None) -> Iterator[None]:
-        """What runs under a mark is written down meanwhile, so that another process can end it after our death."""
-        record = self._records / f"{mark}.json"
-        record.write_text(json.dumps({"mark": mark, "folder": str(folder) if folder else None}))
+    def _recorded(self, mark: str) -> Iterator[None]:
+        """A setup is written down while it runs, so that another process can end it after our death."""
+        write_whole(self._folders.record(mark), {"mark": mark})
         self._marks.add(mark)
         try:
             yield
         finally:
             self._marks.discard(mark)
-            record.unlink(missing_ok=True)
-
-    async def _launch(self, launch: Launch, folder: Path) -> LocalProcess:
-        connection = {
-            "transport": "ipc",
-            "ip": str(folder / "k"),
-            "key": uuid4().hex + uuid4().hex,
-            "signature_scheme": "hmac-sha256",
-            "kernel_name": launch.spec.name,
-            **{f"{name}_port": number for number, name in enumerate(_CHANNELS, start=1)},
-        }
-        connection_file = folder / "kernel.json"
-        connection_file.touch(mode=0o600)
-        connection_file.write_text(json.dumps(connection))
-        place, env = await self._prepare(launch)
-        argv = [part.replace("{connection_file}", str(connection_file)) for part in self._argv(launch)]
-        provisioner = LocalProvisioner(
-            kernel_id=launch.kernel_id,
-            kernel_spec=KernelSpec(argv=argv, resource_dir=launch.spec.resource_dir),
-        )
-        kernel_log = self._log(launch.place, "kernel")
-        with _for_start(kernel_log.opened()) as output:
-            log_start = os.fstat(output.fileno()).st_size
-            try:
-                keywords = await provisioner.pre_launch(env=env, cwd=str(place / "workspace"))
-                keywords.update(stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True)
-                await provisioner.launch_kernel(keywords.pop("cmd"), **keywords)
-            except OSError as error:
-                raise StartFailed(f"The kernel {launch.spec.name!r} does not start: {error}") from None
-        assert provisioner.process is not None
-        return LocalProcess(launch, provisioner.process, connection, kernel_log, log_start)
+            self._folders.record(mark).unlink(missing_ok=True)
 
     async def _prepare(self, launch: Launch) -> tuple[Path, dict[str, str]]:
         """The folder of a place and the environment of its processes, made where they are missing."""
@@ -267,7 +232,7 @@ class LocalEngine:
             env.update(overlay.env())
         env.update(launch.spec.env)
         env.update(launch.env)
-        env[_MARK] = launch.kernel_id
+        env[MARK] = launch.kernel_id
         return place, env
 
     def _argv(self, launch: Launch) -> list[str]:
@@ -349,7 +314,7 @@ class LocalEngine:
         with self._recorded(mark):
             try:
                 process = subprocess.Popen(
-                    argv, cwd=place / "workspace", env={**env, _MARK: mark}, stdin=subprocess.DEVNULL,
+                    argv, cwd=place / "workspace", env={**env, MARK: mark}, stdin=subprocess.DEVNULL,
                     stdout=output, stderr=output, start_new_session=True,
                 )  # fmt: skip
             except OSError as error:
@@ -358,7 +323,7 @@ class LocalEngine:
             try:
                 await processes.unreaped_exit(process)
             finally:
-                await asyncio.shield(asyncio.to_thread(processes.end_family, process.pid, f"{_MARK}={mark}"))
+                await asyncio.shield(asyncio.to_thread(processes.end_family, process.pid, f"{MARK}={mark}"))
                 code = process.wait()
         return Exit(code=code, reason="" if code == 0 else f"setup: {name!r} ended with {code}")
 
@@ -367,56 +332,43 @@ class LocalEngine:
 
     def _end_orphans(self) -> int:
         count = 0
-        for record in self._records.glob("*.json"):
-            with contextlib.suppress(ValueError, KeyError, OSError):
-                found = json.loads(record.read_text())
-                count += bool(processes.end_family(None, f"{_MARK}={found['mark']}"))
-                if found["folder"] is not None:
-                    shutil.rmtree(found["folder"], ignore_errors=True)
-                    os.rmdir(os.path.dirname(found["folder"]))  # once it is empty
-            record.unlink(missing_ok=True)
+        for file in self._folders.records.glob("*.json"):
+            record: dict[str, Any] = {}
+            with contextlib.suppress(KernelGone):
+                record = self._record(file.stem)
+            if file.stem in self._marks or file.stem in self._ours:
+                continue
+            if record.get("exit") is not None or self._keepers.find(record.get("keeper")) is not None:
+                continue
+            count += bool(processes.end_family(None, f"{MARK}={file.stem}"))
+            if record.get("about") is None:
+                file.unlink(missing_ok=True)
+            else:
+                write_whole(file, {**record, "exit": asdict(Exit(reason=KEEPER_ENDED))})
         return count
 
     def abandon(self) -> None:
         """End every kernel and setup without waiting for anything: this process is about to end too."""
-        for process in self._running.values():
-            processes.end_family(process.pid, process.mark)
+        for keeper in self._keepers.running():
+            keeper.abandon()
+        for process in self._ours.values():
+            if not process.taken:
+                processes.end_family(process.pid, process.mark)
         for mark in self._marks:
-            processes.end_family(None, f"{_MARK}={mark}")
-        if self._runtime is not None:
-            shutil.rmtree(self._runtime, ignore_errors=True)
+            processes.end_family(None, f"{MARK}={mark}")
 
-    async def _watch_memory(self) -> None:
-        """End kernels that use more than they may; those that use CPU are looked at often, idle ones seldom."""
-        seen: dict[str, float] = {}
-        turn = 0
-        while True:
-            await asyncio.sleep(0.25)
-            turn += 1
-            for kernel_id, process in list(self._running.items()):
-                if process.memory_limit_bytes is None or not process.running:
-                    continue
-                try:
-                    await self._check_memory(process, process.memory_limit_bytes, seen, always=turn % 20 == 0)
-                except psutil.Error:  # it is gone
-                    pass
-                except Exception:
-                    log.exception("The memory of kernel %s could not be looked at", kernel_id)
-            seen = {kernel_id: used for kernel_id, used in seen.items() if kernel_id in self._running}
 
-    async def _check_memory(
-        self, process: LocalProcess, limit_bytes: int, seen: dict[str, float], *, always: bool
-    ) -> None:
-        times = psutil.Process(process.pid).cpu_times()
-        used = times.user + times.system
-        if seen.get(process.kernel_id) == used and not always:
-            return
-        seen[process.kernel_id] = used
-        _, memory_bytes, _ = processes.usage(process.pid)
-        if memory_bytes > limit_bytes:
-            memory_bytes = await asyncio.to_thread(processes.shared_memory_bytes, process.pid)
-        if memory_bytes > limit_bytes:
-            await process.kill_for_memory(memory_bytes)
+def _kept(kernel_id: str, record: dict[str, Any]) -> Kept:
+    about, exit_ = record["about"], record["exit"]
+    spec = about["spec"]
+    return Kept(
+        kernel_id=kernel_id,
+        place=about["place"],
+        spec=Kernelspec(**{**spec, "argv": tuple(spec["argv"])}),
+        started_at=record["started_at"],
+        limits=Limits(**about["limits"]),
+        exit=Exit(**exit_) if exit_ is not None else None,
+    )
 
 
 def _kernelspec(name: str, spec: dict[str, Any], resource_dir: str) -> Kernelspec:
@@ -436,12 +388,6 @@ def _with_our_python(argv: tuple[str, ...]) -> tuple[str, ...]:
     """A kernelspec that says just `python` means the interpreter that its package was installed with."""
     ours = {"python", "python3", f"python{sys.version_info[0]}.{sys.version_info[1]}"}
     return (sys.executable, *argv[1:]) if argv and argv[0] in ours else argv
-
-
-def _short_temp() -> str:
-    """The system's folder for temporary files, `/tmp` if that one's path is too long for sockets."""
-    folder = tempfile.gettempdir()
-    return folder if len(folder) <= 60 else "/tmp"  # noqa: S108 - a private folder is made in it
 
 
 @contextlib.contextmanager

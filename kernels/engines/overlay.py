@@ -14,8 +14,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from kernels.engines.logs import open_regular
 from kernels.errors import StartFailed
+from kernels.logs import open_regular
 from kernels.workspace import LocalWorkspace
 
 _PROBE = """

@@ -11,7 +11,8 @@ import pytest
 
 from tests.api import Api
 from tests.gateway.services.test_executions import marked, marker, started  # noqa: F401 - a fixture among them
-from tests.gateways import GatewayProcess, gateway_process
+from tests.gateways import GatewayProcess, gateway_process, keepers_of
+from tests.gateways import kernels_of as kernels_below
 
 MEBI = 2**20
 
@@ -23,7 +24,7 @@ subprocess.run([sys.executable, '-c', 'import time; time.sleep(600)', {marker!r}
 
 
 def kernels_of(gateway: GatewayProcess) -> list[psutil.Process]:
-    return psutil.Process(gateway.pid).children(recursive=True)
+    return kernels_below(gateway.data_dir)
 
 
 def runtime_folder(gateway: GatewayProcess) -> Path:
@@ -114,6 +115,7 @@ async def test_a_second_sigterm_ends_it_at_once_and_leaves_no_orphan(tmp_path: P
         async with api.stream("one", BUSY.format(marker=marker)) as stream:
             await started(stream)
             kernels, runtime = kernels_of(gateway), runtime_folder(gateway)
+            keepers = keepers_of(gateway.data_dir)
             gateway.signal(signal.SIGTERM)
             async with asyncio.timeout(10):
                 while (await other.http.get("/api/ready")).status_code == 200:
@@ -125,7 +127,7 @@ async def test_a_second_sigterm_ends_it_at_once_and_leaves_no_orphan(tmp_path: P
 
         assert code != 0
         assert time.perf_counter() - began < 5
-        await all_gone(kernels)
+        await all_gone([*kernels, *keepers])
         assert marked(marker) == []
         assert not runtime.exists()
 
@@ -193,9 +195,10 @@ async def test_sessions_leave_nothing_behind_in_the_gateway(tmp_path: Path) -> N
         assert after[0] <= before[0] + 2
         assert after[1] <= before[1] + 2
         assert after[2] < before[2] + 20 * MEBI
-        assert list(runtime.iterdir()) == []
+        assert [path.name for path in runtime.iterdir()] == ["keeper"]
         assert list((tmp_path / "data" / "kernels").iterdir()) == []
-        assert process.children(recursive=True) == []
+        assert list((tmp_path / "data" / "journals").iterdir()) == []
+        assert [*process.children(recursive=True), *kernels_of(gateway)] == []
 
 
 async def test_two_gateways_never_share_a_data_folder(tmp_path: Path) -> None:

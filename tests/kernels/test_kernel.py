@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import psutil
 import pytest
 import zmq.asyncio
 
@@ -16,6 +15,7 @@ from kernels.engines.local import LocalEngine
 from kernels.errors import KernelGone, StartFailed
 from kernels.kernel import Kernel, running
 from kernels.outputs import Event
+from tests.gateways import kernels_of
 
 
 @pytest.fixture
@@ -36,11 +36,6 @@ def context() -> Any:
 async def kernel(engine: LocalEngine, context: zmq.asyncio.Context) -> AsyncIterator[Kernel]:
     async with running(engine, launch(engine), context, 60) as started:
         yield started
-
-
-def children() -> set[psutil.Process]:
-    """What runs below this process; a gateway that other tests use may be among it."""
-    return set(psutil.Process().children(recursive=True))
 
 
 def launch(engine: LocalEngine, **changes: Any) -> Launch:
@@ -129,35 +124,34 @@ async def test_a_cell_is_inspected_while_it_runs(kernel: Kernel) -> None:
     assert "some_name" in [one["name"] for one in listed["variables"]]
 
 
-async def test_a_kernel_that_does_not_come_up_says_why(engine: LocalEngine, context: zmq.asyncio.Context) -> None:
-    before = children()
+async def test_a_kernel_that_does_not_come_up_says_why(
+    engine: LocalEngine, context: zmq.asyncio.Context, tmp_path: Path
+) -> None:
     with pytest.raises(StartFailed, match="no-such-codec"):
         async with running(engine, launch(engine, env={"PYTHONIOENCODING": "no-such-codec"}), context, 60):
             pass
 
-    assert children() <= before
+    assert kernels_of(tmp_path) == []
 
 
 async def test_a_kernel_that_does_not_answer_in_time_is_ended(
-    engine: LocalEngine, context: zmq.asyncio.Context
+    engine: LocalEngine, context: zmq.asyncio.Context, tmp_path: Path
 ) -> None:
-    before = children()
     with pytest.raises(StartFailed, match=r"did not answer within 0\.05 s"):
         async with running(engine, launch(engine), context, 0.05):
             pass
 
-    assert children() <= before
+    assert kernels_of(tmp_path) == []
 
 
 async def test_leaving_the_block_ends_the_kernel_and_all_that_it_started(
-    engine: LocalEngine, context: zmq.asyncio.Context
+    engine: LocalEngine, context: zmq.asyncio.Context, tmp_path: Path
 ) -> None:
-    before = children()
     async with running(engine, launch(engine), context, 60) as kernel:
         await run(kernel, "import subprocess; p = subprocess.Popen(['sleep', '600'], start_new_session=True)")
-        assert len(children() - before) == 2
+        assert len(kernels_of(tmp_path)) == 2
 
-    assert children() <= before
+    assert kernels_of(tmp_path) == []
 
 
 async def test_a_kernel_asked_to_shut_down_runs_its_exit_handlers(

@@ -15,13 +15,13 @@ import pytest
 import pytest_asyncio
 import zmq.asyncio
 
+from kernels import processes
 from kernels.engine import Launch, Limits, SetupStep
-from kernels.engines import processes
 from kernels.engines.local import LocalEngine
-from kernels.engines.logs import LIMIT_BYTES, Log
 from kernels.engines.overlay import Overlay, probe
 from kernels.errors import StartFailed
 from kernels.kernel import running
+from kernels.logs import LIMIT_BYTES, Log
 from tests.api import Api
 from tests.gateway.services.test_executions import collected, marked, marker, peak_growth, started, text_of  # noqa: F401
 from tests.gateways import GatewayProcess, gateway_process

@@ -25,11 +25,16 @@ async def exited(process: "subprocess.Popen[bytes]") -> int:
 
 async def unreaped_exit(process: "subprocess.Popen[bytes]") -> None:
     """Wait for a child's end; until somebody asks for its return code, no other process can have its number."""
-    if not hasattr(os, "pidfd_open"):
+    if hasattr(os, "pidfd_open"):
+        await gone(process.pid)
+    else:
         await asyncio.to_thread(os.waitid, os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-        return
+
+
+async def gone(pid: int) -> None:
+    """Wait for the end of any process, a child or not."""
     try:
-        pidfd = os.pidfd_open(process.pid)
+        pidfd = os.pidfd_open(pid)
     except ProcessLookupError:
         return
     loop = asyncio.get_running_loop()

@@ -1,0 +1,273 @@
+"""Kernels as children of this process: started from a complete order, watched, reaped, their exits told.
+
+What such a kernel publishes is journaled by a subscriber of our own; nothing here asks it anything.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import psutil
+import zmq
+
+from kernels import processes
+from kernels.engine import Exit
+from kernels.errors import StartFailed
+from kernels.journal import JournalWriter
+from kernels.logs import Log
+
+log = logging.getLogger(__name__)
+
+MARK = "SESSION_GATEWAY_KERNEL"  # in the environment of all that runs for a kernel or a setup
+
+_CHANNELS = ("shell", "iopub", "stdin", "control", "hb")
+_LAST_WORDS_S = 0.05  # how long after its death a kernel's messages are still read
+_BREATH = 256  # messages that are journaled before others get their turn
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """All that starting a kernel takes. `{connection_file}` in `argv` is replaced by its path."""
+
+    kernel_id: str
+    argv: list[str]
+    env: dict[str, str]
+    cwd: str
+    log: str
+    memory_bytes: int | None
+    journal_bytes: int
+    about: dict[str, Any]  # what whoever adopts it must know; of no interest here
+
+
+class Child:
+    """A kernel that runs, or that has ended and is not settled yet. Made by `start`."""
+
+    def __init__(self, order: Order, connection: dict[str, Any], folder: Path) -> None:
+        self.id = order.kernel_id
+        self.order = order
+        self.connection = connection
+        self.started_at = time.time()
+        self.log_start = 0
+        self.heard = asyncio.Event()
+        self.forgotten = asyncio.Event()
+        self.waiting: asyncio.Task[Exit]
+        self.mark = f"{MARK}={order.kernel_id}"
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+        self._oom_kills = processes.oom_kills()
+        self._out_of_memory = False
+        self._kill_reason: str | None = None
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and not self.waiting.done()
+
+    def launch(self) -> None:
+        """Raises `StartFailed`."""
+        self._folder.mkdir(mode=0o700)
+        file = self._folder / "kernel.json"
+        file.touch(mode=0o600)
+        file.write_text(json.dumps(self.connection))
+        with contextlib.ExitStack() as stack:
+            try:
+                output = stack.enter_context(Log(Path(self.order.log)).opened())
+            except OSError as error:
+                raise StartFailed(f"The session's log can't be written: {error.strerror}") from None
+            self.log_start = os.fstat(output.fileno()).st_size
+            argv = [part.replace("{connection_file}", str(file)) for part in self.order.argv]
+            env = {**self.order.env, "JPY_PARENT_PID": str(os.getpid())}
+            try:
+                self._process = subprocess.Popen(  # noqa: S603 - starting what a kernelspec names is the work
+                    argv, env=env, cwd=self.order.cwd, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                    start_new_session=True,
+                )  # fmt: skip
+            except (OSError, ValueError) as error:
+                name = self.connection["kernel_name"]
+                raise StartFailed(f"The kernel {name!r} does not start: {error}") from None
+        self.waiting = asyncio.create_task(self._wait())
+
+    async def _wait(self) -> Exit:
+        assert self._process is not None
+        await processes.unreaped_exit(self._process)
+        await asyncio.to_thread(processes.end_family, self.pid, self.mark)
+        return self._exit(self._process.wait())
+
+    def _exit(self, code: int) -> Exit:
+        if self._out_of_memory:
+            return Exit(signal=signal.SIGKILL, out_of_memory=True, reason=self._kill_reason or "")
+        if self._kill_reason is not None:
+            return Exit(signal=signal.SIGKILL, reason=self._kill_reason)
+        if code >= 0:
+            return Exit(code=code, reason=f"The kernel exited with code {code}.")
+        if -code == signal.SIGKILL and processes.oom_kills() > self._oom_kills:
+            return Exit(signal=-code, out_of_memory=True, reason="Out of memory: the system killed the kernel.")
+        return Exit(signal=-code, reason=f"The kernel was ended by signal {-code} ({processes.signal_name(-code)}).")
+
+    async def ended(self) -> Exit:
+        return await asyncio.shield(self.waiting)
+
+    def interrupt(self, since: float) -> None:
+        if self.running:
+            for pid in processes.group(self.pid):
+                if pid == self.pid or processes.started_since(pid, since):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGINT)
+
+    async def kill(self, reason: str) -> None:
+        if self.running:
+            if self._kill_reason is None:
+                self._kill_reason = reason
+            await asyncio.shield(asyncio.to_thread(processes.end_family, self.pid, self.mark))
+            await self.ended()
+
+    async def kill_for_memory(self, used_bytes: int) -> None:
+        limit = self.order.memory_bytes or 0
+        self._out_of_memory = True
+        await self.kill(f"Out of memory: the session used {used_bytes:,} bytes, its limit is {limit:,}.")
+
+    async def kill_children(self, since: float) -> int:
+        def end() -> int:
+            others = (one for one in processes.family(self.pid, self.mark) if one.pid != self.pid)
+            return processes.end(one for one in others if processes.started_since(one.pid, since))
+
+        return await asyncio.to_thread(end) if self.running else 0
+
+    async def usage(self) -> tuple[float, int, int]:
+        return await asyncio.to_thread(processes.usage, self.pid) if self.running else (0.0, 0, 0)
+
+    async def last_words(self) -> None:
+        """Leave its journal a moment for what was published just before its end, unless nobody wants it."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_WORDS_S):
+                await self.forgotten.wait()
+
+    def clear(self) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def record(self, keeper_id: str, exit_: Exit | None = None) -> dict[str, Any]:
+        """What is written down about it, for who comes later."""
+        return {
+            "mark": self.id,
+            "folder": str(self._folder),
+            "keeper": keeper_id,
+            "pid": self.pid if self._process is not None else None,
+            "started_at": self.started_at,
+            "connection": self.connection,
+            "log": self.order.log,
+            "log_start": self.log_start,
+            "memory_bytes": self.order.memory_bytes,
+            "heard": self.heard.is_set(),
+            "about": self.order.about,
+            "exit": asdict(exit_) if exit_ is not None else None,
+        }
+
+
+def connection_at(folder: Path, kernel_name: str) -> dict[str, Any]:
+    """How to reach a kernel whose sockets are in a folder of its own: no port can collide, nobody else can connect.
+
+    `session` is what its gateway goes by, so that the next one can take its place.
+    """
+    return {
+        "transport": "ipc",
+        "ip": str(folder / "k"),
+        "key": uuid4().hex + uuid4().hex,
+        "signature_scheme": "hmac-sha256",
+        "kernel_name": kernel_name,
+        "session": uuid4().hex,
+        **{f"{name}_port": number for number, name in enumerate(_CHANNELS, start=1)},
+    }
+
+
+class Journaling:
+    """Writes down all that a kernel publishes, from before its start until `close`."""
+
+    def __init__(
+        self, context: "zmq.Context[zmq.Socket[bytes]]", child: Child, writer: JournalWriter, heard: Callable[[], None]
+    ) -> None:
+        self._child = child
+        self._writer = writer
+        self._tell_heard = heard
+        self._socket = context.socket(zmq.SUB)
+        self._socket.linger = 0
+        self._socket.rcvhwm = 0  # read at once, and into memory if need be: nothing is dropped for us
+        self._socket.reconnect_ivl, self._socket.reconnect_ivl_max = 5, 1000  # ms
+        self._socket.subscribe(b"")
+        connection = child.connection
+        self._socket.connect(f"ipc://{connection['ip']}-{connection['iopub_port']}")
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._socket.fileno(), self._read)
+        self._read()
+
+    def _read(self) -> None:
+        """The socket tells once that there is something: read until there is nothing."""
+        if self._socket.closed:
+            return
+        messages: list[list[bytes]] = []
+        with contextlib.suppress(zmq.Again):
+            while len(messages) < _BREATH:
+                messages.append(self._socket.recv_multipart(zmq.NOBLOCK))
+        if messages:
+            self._writer.add(messages)
+            if not self._child.heard.is_set():
+                self._child.heard.set()
+                self._tell_heard()
+        if len(messages) == _BREATH:
+            self._loop.call_soon(self._read)
+
+    def close(self) -> None:
+        if not self._socket.closed:
+            self._loop.remove_reader(self._socket.fileno())
+            self._socket.close()
+        self._writer.close()
+
+
+class MemoryWatch:
+    """Ends kernels that use more than they may; those that use CPU are looked at often, idle ones seldom."""
+
+    def __init__(self, children: dict[str, Child]) -> None:
+        self._children = children
+        self._seen: dict[str, float] = {}
+
+    async def watch(self) -> None:
+        turn = 0
+        while True:
+            await asyncio.sleep(0.25)
+            turn += 1
+            for child in list(self._children.values()):
+                if child.order.memory_bytes is None or not child.running:
+                    continue
+                try:
+                    await self._look(child, child.order.memory_bytes, always=turn % 20 == 0)
+                except psutil.Error:  # it is gone
+                    pass
+                except Exception:
+                    log.exception("The memory of kernel %s could not be looked at", child.id)
+            self._seen = {kernel_id: used for kernel_id, used in self._seen.items() if kernel_id in self._children}
+
+    async def _look(self, child: Child, limit_bytes: int, *, always: bool) -> None:
+        times = psutil.Process(child.pid).cpu_times()
+        used = times.user + times.system
+        if self._seen.get(child.id) == used and not always:
+            return
+        self._seen[child.id] = used
+        _, memory_bytes, _ = processes.usage(child.pid)
+        if memory_bytes > limit_bytes:
+            memory_bytes = await asyncio.to_thread(processes.shared_memory_bytes, child.pid)
+        if memory_bytes > limit_bytes:
+            await child.kill_for_memory(memory_bytes)

@@ -1,0 +1,469 @@
+"""The process that kernels are children of. It outlives gateways, and needs none to be right.
+
+One runs per data folder and version: it starts kernels, reaps them, tells their exits, watches their memory and
+journals what they publish. It ends by itself when it has no kernels and no gateway. Run as `python -m kernels.keeper`.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import signal
+import socket
+import struct
+import sys
+import tempfile
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import zmq
+
+from kernels.children import Child, Journaling, MemoryWatch, Order, connection_at
+from kernels.engine import Exit
+from kernels.errors import KernelGone, KernelsError, Refused, StartFailed
+from kernels.journal import JournalWriter
+from kernels.logs import Log
+
+log = logging.getLogger(__name__)
+
+LINE_BYTES = 8 * 2**20  # of one request or answer
+PROTOCOL = 1
+KINDS: dict[str, type[KernelsError]] = {"start_failed": StartFailed, "refused": Refused, "gone": KernelGone}
+
+_UNREAD_BYTES = 4 * 2**20  # answers that a gateway may leave unread
+_GRACE_S = 2.0  # without kernels and gateways
+_FIRST_GRACE_S = 15.0  # until the first gateway comes
+_MOST_SOCKETS = 65_536
+_NAME = re.compile(r"[0-9A-Za-z_-]{1,64}")
+_CREDENTIALS = struct.Struct("3i")
+
+
+def version() -> str:
+    """Differs when keepers do: of the protocol, and of the code that they run."""
+    digest = hashlib.blake2s(str(PROTOCOL).encode(), digest_size=8)
+    for name in ("children", "journal", "keeper", "logs", "processes"):
+        digest.update((Path(__file__).parent / f"{name}.py").read_bytes())
+    return digest.hexdigest()
+
+
+class Folders:
+    """Where a keeper, and who speaks with it, find things under a data folder."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self.data_dir = data_dir
+        self.keepers = data_dir / "keepers"  # one file per keeper that runs
+        self.records = data_dir / "kernels"  # one file per kernel or setup
+        self.journals = data_dir / "journals"
+        self.log = data_dir / "keeper.log"
+
+    def make(self) -> None:
+        for folder in (self.keepers, self.records, self.journals):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def record(self, mark: str) -> Path:
+        return self.records / f"{mark}.json"
+
+    def forget(self, kernel_id: str) -> None:
+        """Remove what is kept of a kernel that has ended."""
+        shutil.rmtree(self.journals / kernel_id, ignore_errors=True)
+        self.record(kernel_id).unlink(missing_ok=True)
+
+
+def write_whole(path: Path, content: dict[str, Any]) -> None:
+    """Readers see the old file or the new one."""
+    new = path.with_suffix(".new")
+    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w") as file:
+        json.dump(content, file)
+    new.replace(path)
+
+
+class Gateway:
+    """One connection. What comes later has a higher epoch, and takes kernels from what came before."""
+
+    def __init__(self, epoch: int, writer: asyncio.StreamWriter) -> None:
+        self.epoch = epoch
+        self.left = False
+        self._writer = writer
+
+    def tell(self, message: dict[str, Any]) -> None:
+        if self._writer.is_closing():
+            return
+        self._writer.write(json.dumps(message).encode() + b"\n")
+        if self._writer.transport.get_write_buffer_size() > _UNREAD_BYTES:
+            log.warning("A gateway does not read what it is told; its connection is closed")
+            self._writer.transport.abort()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class Keeper:
+    """Serves until it has nothing left to keep."""
+
+    def __init__(self, data_dir: Path, version: str) -> None:
+        self.id = uuid4().hex[:12]
+        self._folders = Folders(data_dir)
+        self._version = version
+        self._children: dict[str, Child] = {}
+        self._owners: dict[str, Gateway] = {}
+        self._journalings: dict[str, Journaling] = {}
+        self._gateways: set[Gateway] = set()
+        self._epoch = 0
+        self._retiring = False
+        self._over = asyncio.Event()
+        self._lock: int | None = None
+        self._runtime: Path
+        self._context: zmq.Context[zmq.Socket[bytes]]
+        self._tasks: asyncio.TaskGroup
+
+    async def serve(self, ready: Callable[[], None]) -> None:
+        """Serve until there is nothing to keep; does nothing if another one of this version does so already."""
+        self._folders.make()
+        self._lock = _locked(self._folders.keepers / f"{self._version}.lock")
+        if self._lock is None:
+            ready()
+            return
+        # Paths of sockets hold at most 107 bytes, so they can't be under the data folder.
+        self._runtime = Path(tempfile.mkdtemp(prefix="sg-", dir=_short_temp()))
+        announcement = self._folders.keepers / f"{self.id}.json"
+        try:
+            with _context() as self._context:
+                async with asyncio.TaskGroup() as self._tasks:
+                    await self._serve(announcement, ready)
+        finally:
+            announcement.unlink(missing_ok=True)
+            shutil.rmtree(self._runtime, ignore_errors=True)
+            self._unlock()
+
+    async def _serve(self, announcement: Path, ready: Callable[[], None]) -> None:
+        address = str(self._runtime / "keeper")
+        server = await asyncio.start_unix_server(self._connected, address, limit=LINE_BYTES)
+        watching = self._tasks.create_task(MemoryWatch(self._children).watch())
+        told = {"id": self.id, "pid": os.getpid(), "version": self._version, "runtime": str(self._runtime)}
+        write_whole(announcement, told)
+        ready()
+        self._end_soon(_FIRST_GRACE_S)
+        try:
+            await self._over.wait()
+        finally:
+            server.close()
+            watching.cancel()
+            for child in list(self._children.values()):
+                await child.kill("The keeper of this machine was told to end.")
+            for gateway in self._gateways:
+                gateway.close()
+
+    def stop(self) -> None:
+        self._over.set()
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    # Its end
+
+    def _end_soon(self, after_s: float) -> None:
+        asyncio.get_running_loop().call_later(after_s, self._end_if_idle)
+
+    def _end_if_idle(self) -> None:
+        if not self._children and (self._retiring or all(gateway.left for gateway in self._gateways)):
+            self._over.set()
+
+    # Gateways
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._over.is_set() or not _same_user(writer.get_extra_info("socket")):
+            writer.close()
+            return
+        self._epoch += 1
+        gateway = Gateway(self._epoch, writer)
+        self._gateways.add(gateway)
+        try:
+            async with asyncio.TaskGroup() as requests:
+                while line := await reader.readline():
+                    request = _request(line)
+                    requests.create_task(self._answer(gateway, request))
+        except* (ValueError, OSError) as errors:  # too long, no JSON, or it is gone
+            log.warning("A connection was closed: %s", errors.exceptions[0])
+        finally:
+            self._gateways.discard(gateway)
+            gateway.close()
+            self._end_soon(_GRACE_S)
+
+    async def _answer(self, gateway: Gateway, request: dict[str, Any]) -> None:
+        answer: dict[str, Any] = {"id": request.pop("id", None)}
+        try:
+            answer["answer"] = await self._do(gateway, request.pop("do", None), request)
+        except (TypeError, KeyError, ValueError) as error:
+            answer |= {"kind": "bad_request", "error": f"This can't be done: {error}"}
+        except KernelsError as error:
+            kind = next((name for name, one in KINDS.items() if isinstance(error, one)), "failed")
+            answer |= {"kind": kind, "error": str(error)}
+        except Exception as error:
+            log.exception("A request failed")
+            answer |= {"kind": "failed", "error": f"The keeper failed: {error}"}
+        gateway.tell(answer)
+
+    async def _do(self, gateway: Gateway, action: Any, arguments: dict[str, Any]) -> Any:
+        actions: dict[str, Callable[..., Awaitable[Any]]] = {
+            "hello": self._hello,
+            "start": self._start,
+            "adopt": self._adopt,
+            "forget": self._forget,
+            "interrupt": self._interrupt,
+            "kill": self._kill,
+            "kill_children": self._kill_children,
+            "usage": self._usage,
+            "leave": self._leave,
+            "retire": self._retire,
+            "abandon": self._abandon,
+        }
+        if not isinstance(action, str) or action not in actions:
+            raise ValueError("no such request")
+        return await actions[action](gateway, **arguments)
+
+    async def _hello(self, gateway: Gateway) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "version": self._version,
+            "epoch": gateway.epoch,
+            "retiring": self._retiring,
+            "kernels": list(self._children),
+        }
+
+    async def _leave(self, gateway: Gateway) -> dict[str, Any]:
+        """It will ask for nothing more. Whether that was all there was to do."""
+        gateway.left = True
+        self._end_if_idle()
+        return {"ends": self._over.is_set()}
+
+    async def _retire(self, gateway: Gateway) -> None:
+        """Start nothing new; end with the last kernel."""
+        self._retiring = True
+        self._unlock()
+        self._end_if_idle()
+
+    async def _abandon(self, gateway: Gateway) -> None:
+        gateway.left = True
+        await asyncio.gather(
+            *(self._children[one].kill("It was ended.") for one, owner in self._owners.items() if owner is gateway)
+        )
+        self._end_if_idle()
+
+    # Kernels
+
+    async def _start(self, gateway: Gateway, order: dict[str, Any], kernel_name: str) -> dict[str, Any]:
+        if self._retiring or self._over.is_set() or gateway.left:
+            raise StartFailed("The keeper of this machine ends, and starts nothing more.")
+        wanted = Order(**order)
+        kernel_id = _plain(wanted.kernel_id)
+        if kernel_id in self._children:
+            raise StartFailed(f"The kernel {kernel_id!r} runs already.")
+        folder = self._runtime / kernel_id.replace("-", "")[:12]
+        child = Child(wanted, connection_at(folder, kernel_name), folder)
+        self._children[kernel_id], self._owners[kernel_id] = child, gateway
+        try:
+            writer = JournalWriter(self._folders.journals / kernel_id, wanted.journal_bytes)
+            self._journalings[kernel_id] = Journaling(self._context, child, writer, lambda: self._heard(child))
+            self._write_down(child)  # before it runs: after our death it is found by its mark
+            child.launch()
+        except BaseException:
+            self._drop(child)
+            self._folders.forget(kernel_id)
+            raise
+        self._tasks.create_task(self._keep(child))
+        self._write_down(child)
+        return child.record(self.id)
+
+    async def _keep(self, child: Child) -> None:
+        exit_ = await child.ended()
+        self._tell_owner(child, {"event": "ended", "kernel_id": child.id, "exit": asdict(exit_)})
+        await child.last_words()
+        self._drop(child)
+        if not child.forgotten.is_set():
+            self._write_down(child, exit_)
+        if self._retiring:
+            self._end_if_idle()
+        elif not self._gateways:
+            self._end_soon(_GRACE_S)
+
+    def _drop(self, child: Child) -> None:
+        """It has ended; what it published, and how it ended, stays written down."""
+        if (journaling := self._journalings.pop(child.id, None)) is not None:
+            journaling.close()
+        self._owners.pop(child.id, None)
+        del self._children[child.id]
+        child.clear()
+
+    def _write_down(self, child: Child, exit_: Exit | None = None) -> None:
+        try:
+            write_whole(self._folders.record(child.id), child.record(self.id, exit_))
+        except OSError as error:
+            if exit_ is None:
+                raise StartFailed(f"The kernel can't be written down: {error.strerror}") from None
+            log.warning("The end of kernel %s can't be written down: %s", child.id, error)
+
+    def _heard(self, child: Child) -> None:
+        self._tell_owner(child, {"event": "heard", "kernel_id": child.id})
+
+    def _tell_owner(self, child: Child, message: dict[str, Any]) -> None:
+        if (owner := self._owners.get(child.id)) is not None:
+            owner.tell(message)
+
+    async def _adopt(self, gateway: Gateway, kernel_id: str) -> dict[str, Any]:
+        child = self._children.get(kernel_id)
+        if child is None or not child.running:
+            raise KernelGone(f"The kernel {kernel_id!r} is not there.")
+        former = self._owners[kernel_id]
+        if former.epoch > gateway.epoch:
+            raise Refused(f"The kernel {kernel_id!r} was adopted by a gateway that came later.")
+        if former is not gateway:
+            former.tell({"event": "taken", "kernel_id": kernel_id})
+            self._owners[kernel_id] = gateway
+        return child.record(self.id)
+
+    def _commanded(self, gateway: Gateway, kernel_id: str) -> Child | None:
+        """The kernel that a gateway has started or adopted; None if it has ended. Raises `Refused`."""
+        owner = self._owners.get(kernel_id)
+        if owner is not None and owner is not gateway:
+            raise Refused(f"The kernel {kernel_id!r} was adopted by another gateway.")
+        return self._children.get(kernel_id)
+
+    async def _forget(self, gateway: Gateway, kernel_id: str) -> None:
+        """Its end is known: nothing of it needs to be kept."""
+        child = self._commanded(gateway, _plain(kernel_id))
+        if child is not None:
+            if child.running:
+                raise Refused(f"The kernel {kernel_id!r} runs.")
+            child.forgotten.set()
+        await asyncio.to_thread(self._folders.forget, kernel_id)
+
+    async def _interrupt(self, gateway: Gateway, kernel_id: str, since: float) -> None:
+        if child := self._commanded(gateway, kernel_id):
+            child.interrupt(since)
+
+    async def _kill(self, gateway: Gateway, kernel_id: str, reason: str) -> None:
+        if child := self._commanded(gateway, kernel_id):
+            await child.kill(reason)
+
+    async def _kill_children(self, gateway: Gateway, kernel_id: str, since: float) -> int:
+        child = self._commanded(gateway, kernel_id)
+        return await child.kill_children(since) if child else 0
+
+    async def _usage(self, gateway: Gateway, kernel_id: str) -> list[float]:
+        child = self._commanded(gateway, kernel_id)
+        return list(await child.usage()) if child else [0.0, 0, 0]
+
+
+def _plain(kernel_id: str) -> str:
+    if not _NAME.fullmatch(kernel_id):
+        raise ValueError("not an id of a kernel")
+    return kernel_id
+
+
+def _request(line: bytes) -> dict[str, Any]:
+    """Raises `ValueError`."""
+    try:
+        request = json.loads(line)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    if not isinstance(request, dict):
+        raise ValueError("not an object")  # noqa: TRY004 - like any other garbage
+    return request
+
+
+def _same_user(peer: Any) -> bool:
+    """The folder of the socket lets nobody else in; this holds if it is opened by mistake."""
+    _, uid, _ = _CREDENTIALS.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    return bool(uid == os.geteuid())
+
+
+def _locked(path: Path) -> int | None:
+    """Held until it is closed; None if somebody else holds it."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        return None
+    return fd
+
+
+@contextmanager
+def _context() -> "Iterator[zmq.Context[zmq.Socket[bytes]]]":
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    context.set(zmq.MAX_SOCKETS, _MOST_SOCKETS)
+    try:
+        yield context
+    finally:
+        context.destroy(linger=0)
+
+
+def _short_temp() -> str:
+    """The system's folder for temporary files, `/tmp` if that one's path is too long for sockets."""
+    folder = tempfile.gettempdir()
+    return folder if len(folder) <= 60 else "/tmp"  # noqa: S108 - a private folder is made in it
+
+
+class BoundedLog(logging.Handler):
+    """Appends to a log that keeps its end."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._log = Log(path)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(OSError), self._log.opened() as output:
+            print(self.format(record), file=output)
+
+
+def _detach(log_path: Path) -> None:
+    """A session of our own, nothing open but the log: whoever started us may end as it likes."""
+    os.setsid()
+    os.chdir("/")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    with Log(log_path).opened() as output:
+        for source, target in ((nothing, 0), (output.fileno(), 1), (output.fileno(), 2)):
+            os.dup2(source, target)
+    os.close(nothing)
+
+
+async def _serve(data_dir: Path, version: str, ready: Callable[[], None]) -> None:
+    keeper = Keeper(data_dir, version)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, keeper.stop)
+    await keeper.serve(ready)
+
+
+def main(data_dir: Path, version: str) -> None:
+    """Start a keeper that belongs to nobody, and return when it serves."""
+    started, tell_started = os.pipe()
+    if os.fork():
+        os.close(tell_started)
+        sys.exit(0 if os.read(started, 1) else "The keeper could not be started; keeper.log says why.")
+    os.close(started)
+    data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path = Folders(data_dir).log
+    _detach(path)
+    handler = BoundedLog(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+    def ready() -> None:
+        os.write(tell_started, b"1")
+        os.close(tell_started)
+
+    asyncio.run(_serve(data_dir, version, ready))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])
