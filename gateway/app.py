@@ -197,12 +197,12 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
                 orphans = await engine.end_orphans()
                 if orphans:
                     log.warning("%d kernels of an earlier gateway were ended", orphans)
-                await _end_kept(engine)
                 url = _url(settings, sockets)
                 services = _services(settings, store, engine, metrics, context, background, url)
-                supervisor = Supervisor(settings, store, services.live, services.recorder)
+                supervisor = Supervisor(settings, store, engine, services.live, services.executions, services.recorder)
                 saver = Saver(settings, services.live, background.spawn)
                 reaper = Reaper(settings, store, services.live, services.sessions, background.spawn)
+                await supervisor.look_for_kept()
                 await supervisor.beat()
                 background.spawn(services.snapshots.clear_unborn())
                 server = Server(
@@ -221,13 +221,6 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
                     await gateway.stop()
         finally:
             context.destroy(linger=0)
-
-
-async def _end_kept(engine: Engine) -> None:
-    """Until sessions take them over: kernels that outlived an earlier gateway are ended."""
-    for kept in await engine.kept():
-        async with engine.adopt(kept.kernel_id):
-            log.warning("Kernel %s of an earlier gateway was ended", kept.kernel_id)
 
 
 def _services(
@@ -249,7 +242,7 @@ def _services(
         store=store,
         live=live,
         sessions=sessions,
-        executions=ExecutionService(settings, store, live, sessions, recorder, background.spawn, metrics),
+        executions=ExecutionService(settings, store, live, sessions, recorder, background.spawn, metrics, engine),
         introspection=IntrospectionService(settings, sessions),
         snapshots=SnapshotService(settings, store, engine, live, sessions, vault, recorder, background.spawn),
         idempotency=IdempotencyService(settings, recorder),

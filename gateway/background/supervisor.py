@@ -1,5 +1,6 @@
 """Keeps this gateway known to the others on its store, and takes in what a dead one left behind."""
 
+import contextlib
 import logging
 import time
 from datetime import timedelta
@@ -7,21 +8,34 @@ from datetime import timedelta
 from gateway.config import Settings
 from gateway.errors import GatewayError, StoreAway
 from gateway.models.base import now
-from gateway.models.executions import RunError, Status
 from gateway.models.sessions import Session
+from gateway.services.executions import ExecutionService
 from gateway.services.live import Live, settlement
 from gateway.services.recorder import Recorder
+from gateway.states import State
 from gateway.stores.base import Store
+from kernels.engine import Engine, Kept
+from kernels.errors import KernelsError
 
 log = logging.getLogger(__name__)
 
 
 class Supervisor:
-    def __init__(self, settings: Settings, store: Store, live: Live, recorder: Recorder) -> None:
+    def __init__(
+        self, settings: Settings, store: Store, engine: Engine, live: Live, executions: ExecutionService,
+        recorder: Recorder,
+    ) -> None:  # fmt: skip
+        self._engine = engine
+        self._executions = executions
+        self._kept: dict[str, Kept] = {}  # by place: kernels that have outlived an earlier gateway
         self._settings = settings
         self._store = store
         self._live = live
         self._recorder = recorder
+
+    async def look_for_kept(self) -> None:
+        """Find the kernels that have outlived an earlier gateway here; the next beats take them back, or end them."""
+        self._kept = {kept.place: kept for kept in await self._engine.kept()}
 
     async def beat(self) -> None:
         """Say that we live; let go of what another has taken over; settle what dead gateways, or our last life, left.
@@ -47,22 +61,37 @@ class Supervisor:
                 await self._settle(session)
             except GatewayError as error:
                 log.warning("Session %r could not be settled: %s", session.id, error.sentence)
+        while self._kept:
+            await self._end_kept(self._kept.popitem()[1], "its session is gone, or another gateway's")
+
+    async def _end_kept(self, kept: Kept, why: str) -> None:
+        log.info("Kernel %s of an earlier gateway is ended: %s", kept.kernel_id, why)
+        with contextlib.suppress(KernelsError):
+            async with self._engine.adopt(kept.kernel_id):
+                pass
 
     async def _settle(self, session: Session) -> None:
         """Make the document of a session without a kernel true, and end the records of its lost runs."""
         if self._live.find(session.id) is not None:
             return  # not even to wait for who claims it: the next beat must be in time
+        kept = self._kept.pop(session.uid, None)
+        if kept is not None and kept.exit is None and session.state is not State.IDLE:
+            self._executions.take_over(await self._live.hold(session, kept))
+            log.info("Session %r carries on with the kernel that it had", session.id)
+            return
+        if kept is not None:
+            await self._end_kept(kept, kept.exit.reason if kept.exit is not None else "its session sleeps")
         async with self._live.claiming(session.uid):
             if self._live.find(session.id) is None:
-                await self._settle_claimed(session)
+                await self._settle_claimed(session, kept)
 
-    async def _settle_claimed(self, session: Session) -> None:
+    async def _settle_claimed(self, session: Session, kept: Kept | None) -> None:
         stale_before = now() - timedelta(seconds=self._settings.holder_timeout_s)
         session = await self._store.claim_session(session.uid, self._settings.gateway_id, stale_before)
-        for lost in await self._store.list_unfinished(session.uid):
-            error = RunError(ename="GatewayStopped", evalue="The gateway stopped while this run was under way.")
-            ended = {"status": Status.DIED, "error": error, "state_kept": False, "finished_at": now()}
-            await self._store.put_execution(lost.model_copy(update=ended))
+        why = "The gateway stopped while this run was under way."
+        if kept is not None and kept.exit is not None:
+            why = f"{why} {kept.exit.reason}"
+        await self._executions.end_lost(session.uid, why)
         if settled := settlement(session):
             await self._store.move_session(session.uid, settled)
         await self._store.release_session(session.uid, self._settings.gateway_id)

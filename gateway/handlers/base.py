@@ -32,7 +32,7 @@ from gateway.models.pieces import LARGE_CHARACTERS, text_size, view_pieces
 from gateway.models.queries import NoQuery
 from gateway.models.sessions import Session, SessionId, SessionView
 from gateway.services.executions import ExecutionService
-from gateway.services.idempotency import IdempotencyService
+from gateway.services.idempotency import IdempotencyService, full_key
 from gateway.services.introspection import IntrospectionService
 from gateway.services.live import Live
 from gateway.services.recorder import Recorder
@@ -207,6 +207,12 @@ class ApiHandler(RequestHandler):
     def canonical_path(self) -> str:
         """The path under its one name: `/api/v0` and `/api/v2` are `/api`."""
         return re.sub(r"^/api/v[02](?=/)", "/api", self.request.path)
+
+    @property
+    def keyed_id(self) -> str | None:
+        """The id of what this request makes, the same whenever it is sent again under its `Idempotency-Key`."""
+        key = self.request.headers.get("Idempotency-Key")
+        return None if key is None else full_key(self.caller, self.canonical_path, key)[:32]
 
     # Reading
 

@@ -26,10 +26,11 @@ class RunHandler(ApiHandler):
     async def post(self, session_id: str) -> None:
         session_id, request = self.session_id(session_id), self.body(RunRequest)
         if request.background:
-            self.send(await self.services.executions.start(session_id, request, self.caller), 202)
+            started = await self.services.executions.start(session_id, request, self.caller, run_id=self.keyed_id)
+            self.send(started, 202)
         else:
-            keep_on = "Idempotency-Key" in self.request.headers
-            await self.send_run(await self.services.executions.run(session_id, request, self.caller, keep_on=keep_on))
+            run = await self.services.executions.run(session_id, request, self.caller, run_id=self.keyed_id)
+            await self.send_run(run)
 
 
 class ExecuteHandler(ApiHandler):

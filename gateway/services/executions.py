@@ -8,12 +8,14 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
 from gateway.config import Settings
-from gateway.errors import Conflict, GatewayError, Invalid, SessionNotFound, Stopping, TooLarge
+from gateway.errors import Conflict, ExecutionNotFound, GatewayError, Invalid, SessionNotFound, Stopping, TooLarge
 from gateway.metrics import Metrics
 from gateway.models.base import now
 from gateway.models.executions import (
@@ -38,7 +40,10 @@ from gateway.services.runs import Run
 from gateway.services.sessions import SessionService
 from gateway.states import State
 from gateway.stores.base import SessionChanges, Store
+from kernels.engine import Engine
 from kernels.errors import KernelGone, KernelsError, NotOffered, StartFailed
+from kernels.journaled import PastRun, past_runs
+from kernels.kernel import Execution as Cell
 from kernels.kernel import Kernel
 from kernels.outputs import error_of
 
@@ -51,10 +56,11 @@ _REMEMBERED_BYTES = 32 * 2**20
 class ExecutionService:
     def __init__(
         self, settings: Settings, store: Store, live: Live, sessions: SessionService, recorder: Recorder,
-        spawn: Spawn, metrics: Metrics,
+        spawn: Spawn, metrics: Metrics, engine: Engine,
     ) -> None:  # fmt: skip
         self._settings = settings
         self._store = store
+        self._engine = engine
         self._live = live
         self._sessions = sessions
         self._recorder = recorder
@@ -62,18 +68,51 @@ class ExecutionService:
         self._metrics = metrics
         self._recent: OrderedDict[str, Run] = OrderedDict()
         self._recent_bytes = 0
+        self._taking_over: dict[str, asyncio.Event] = {}  # by uid: set once it is known what had begun
 
-    async def run(self, session_id: str, request: RunRequest, caller: str, *, keep_on: bool = False) -> RunAnswer:
-        """Run code and answer with all of its outputs; `keep_on` lets it run to its end if the caller leaves."""
-        async with self.open(session_id, request, caller, interactive=False) as run:
-            run.keep_on = keep_on
+    async def run(self, session_id: str, request: RunRequest, caller: str, *, run_id: str | None = None) -> RunAnswer:
+        """Run code and answer with all of its outputs.
+
+        With a `run_id`, under which a caller asks again, it runs to its end if the caller leaves, and never twice.
+        """
+        if run_id is not None and (known := await self._known(session_id, run_id)) is not None:
+            return await self._answer_again(known)
+        async with self.open(session_id, request, caller, interactive=False, run_id=run_id) as run:
+            run.keep_on = run_id is not None
             return await self.answer_of(run)
 
-    async def start(self, session_id: str, request: RunRequest, caller: str) -> Accepted:
+    async def start(self, session_id: str, request: RunRequest, caller: str, *, run_id: str | None = None) -> Accepted:
         """Begin a run that nobody waits for."""
-        async with self.open(session_id, request, caller, interactive=True) as run:
+        if run_id is not None and (known := await self._known(session_id, run_id)) is not None:
+            record = known.record if isinstance(known, Run) else known
+            return Accepted(execution_id=record.id, session_id=record.session_id, status=record.status)
+        async with self.open(session_id, request, caller, interactive=True, run_id=run_id) as run:
             run.keep_on = True
             return Accepted(execution_id=run.id, session_id=run.record.session_id, status=run.record.status)
+
+    async def _known(self, session_id: str, run_id: str) -> Run | Execution | None:
+        """A run that was asked for before and has begun, or will: an earlier gateway may have had it."""
+        try:
+            live = await self._live.get(session_id)
+        except SessionNotFound:
+            return None
+        if (taking_over := self._taking_over.get(live.uid)) is not None:
+            await taking_over.wait()
+        if (run := self._recent.get(run_id)) is not None:
+            return run
+        await live.outbox.flushed()
+        try:
+            record = await self._store.get_execution(live.uid, run_id)
+        except ExecutionNotFound:
+            return None
+        return record if record.started_at is not None else None
+
+    async def _answer_again(self, known: Run | Execution) -> RunAnswer:
+        if isinstance(known, Run):
+            with self.following(known):
+                return await self.answer_of(known)
+        live = await self._live.get(known.session_id)
+        return RunAnswer.after(known, live.session.data, live.session.state)
 
     async def answer_of(self, run: Run) -> RunAnswer:
         """Wait for a run's end. Raises what it was refused with."""
@@ -84,7 +123,9 @@ class ExecutionService:
         return run.answer
 
     @asynccontextmanager
-    async def open(self, session_id: str, request: RunRequest, caller: str, *, interactive: bool) -> AsyncIterator[Run]:
+    async def open(
+        self, session_id: str, request: RunRequest, caller: str, *, interactive: bool, run_id: str | None = None
+    ) -> AsyncIterator[Run]:
         """Queue a run and hand it out.
 
         Who leaves the block before it has ended has it stopped, once nobody else has come to follow it
@@ -92,7 +133,7 @@ class ExecutionService:
         """
         self._recorder.check()
         live = await self._sessions.hold(session_id, caller, create=self._settings.auto_create)
-        with self.following(self._submit(live, request, caller, interactive)) as run:
+        with self.following(self._submit(live, request, caller, interactive, run_id)) as run:
             yield run
 
     @contextmanager
@@ -118,14 +159,16 @@ class ExecutionService:
         """A run that is under way or has ended lately, with all of its events."""
         return self._recent.get(execution_id)
 
-    def _submit(self, live: LiveSession, request: RunRequest, caller: str, interactive: bool) -> Run:
+    def _submit(
+        self, live: LiveSession, request: RunRequest, caller: str, interactive: bool, run_id: str | None
+    ) -> Run:
         if self._live.stopping:
             raise Stopping()
         code = request.code if request.code is not None else live.session.code
         if code is None:
             raise Invalid("code: there is none in the request and none stored in the session.", field="code")
         record = Execution(
-            id=uuid4().hex,
+            id=run_id or uuid4().hex,
             session_uid=live.uid,
             session_id=live.session.id,
             created_by=caller,
@@ -134,7 +177,7 @@ class ExecutionService:
         )
         run = Run(
             record,
-            timeout_s=request.timeout_s or live.session.default_timeout or self._settings.run_timeout_s,
+            timeout_s=request.timeout_s or self._timeout_s(live),
             env=request.env,
             stdin=request.stdin,
             interactive=interactive,
@@ -149,6 +192,92 @@ class ExecutionService:
         if live.worker_wanted():
             self._spawn(self._work(live))
         return run
+
+    def _timeout_s(self, live: LiveSession) -> float:
+        return live.session.default_timeout or self._settings.run_timeout_s
+
+    # Runs that an earlier gateway had begun, in a kernel that has outlived it
+
+    def take_over(self, live: LiveSession) -> None:
+        """Tell how runs ended while nobody was there, and go on with one that is under way; later ones wait."""
+        if live.worker_wanted():
+            self._taking_over[live.uid] = known = asyncio.Event()
+            self._spawn(self._take_over(live, known))
+
+    async def _take_over(self, live: LiveSession, known: asyncio.Event) -> None:
+        try:
+            try:
+                runs = await self._runs_before(live, await live.ready())
+                live.queue.extendleft(reversed(runs))
+                self._metrics.queued.inc(len(runs))
+                self._recent.update((run.id, run) for run in runs)
+                if not runs and live.session.state is State.BUSY:
+                    live.move(State.READY)
+            except (GatewayError, KernelsError) as error:
+                log.warning("The runs of session %r could not be taken over: %s", live.session.id, error)
+                await self.end_lost(live.uid, str(error))
+        finally:
+            del self._taking_over[live.uid]
+            known.set()
+            await self._work(live)
+
+    async def _runs_before(self, live: LiveSession, kernel: Kernel) -> list[Run]:
+        """Runs that the kernel has begun and whose end is not on record, in order; others that wait never began."""
+        begun = await past_runs(self._engine.journal(kernel.id), kernel.channels.wire)
+        open_ = {record.id: record for record in await self._store.list_unfinished(live.uid)}
+        runs = []
+        for past in reversed(begun):
+            record = open_.pop(past.run_id, None) or await self._without_record(live, past)
+            if record is None:
+                break  # it is on record, and so is all before it
+            record.started_at = record.started_at or _moment(past.started_at)
+            runs.append(self._resumed(live, record, past))
+        for record in open_.values():
+            record.status, record.finished_at = Status.INTERRUPTED, now()
+            record.error = _error("GatewayStopped", "The gateway stopped before this run began.")
+            live.outbox.execution(record)
+        return runs[::-1]
+
+    async def _without_record(self, live: LiveSession, past: PastRun) -> Execution | None:
+        """The beginnings of a record for a run that the store has not heard of; None if it has."""
+        try:
+            await self._store.get_execution(live.uid, past.run_id)
+        except ExecutionNotFound:
+            return Execution(
+                id=past.run_id, session_uid=live.uid, session_id=live.session.id, code=past.code,
+                queued_at=_moment(past.started_at),
+            )  # fmt: skip
+        return None
+
+    def _resumed(self, live: LiveSession, record: Execution, past: PastRun) -> Run:
+        run = Run(
+            record, timeout_s=self._timeout_s(live), env={}, stdin=None, interactive=True, store_history=True,
+            update_data=None, journal_bytes=2 * self._settings.output_limit_bytes, past=past,
+        )  # fmt: skip
+        run.keep_on = True
+        return run
+
+    async def end_lost(self, uid: str, why: str) -> None:
+        """End the records of runs that nobody can go on with."""
+        for lost in await self._store.list_unfinished(uid):
+            error = RunError(ename="GatewayStopped", evalue=why)
+            ended = {"status": Status.DIED, "error": error, "state_kept": False, "finished_at": now()}
+            await self._store.put_execution(lost.model_copy(update=ended))
+
+    async def _go_on(self, live: LiveSession, run: Run) -> None:
+        try:
+            kernel = await live.ready()
+        except (StartFailed, GatewayError) as error:
+            return self._finish(live, run, Status.DIED, _error("KernelDied", str(error)), state_kept=False)
+        if live.session.state is State.READY:
+            live.move(State.BUSY)
+        record = run.record
+        record.status = Status.RUNNING
+        run.journal.add("start", {"execution_id": run.id, "session_id": record.session_id, "code": record.code})
+        status, error_, kept = await self._run_cell(kernel, run)
+        if run.past is not None and not run.past.ended and record.started_at is not None:
+            record.duration_ms = round((now() - record.started_at).total_seconds() * 1000, 3)
+        return self._finish(live, run, status, error_, state_kept=kept)
 
     def _forget_old(self, ended: Run) -> None:
         """Keep the events of the streams that ended last, within bounds; the records of all runs are in the store."""
@@ -190,6 +319,8 @@ class ExecutionService:
             run.end()
 
     async def _perform(self, live: LiveSession, run: Run) -> None:
+        if run.past is not None:
+            return await self._go_on(live, run)
         if run.stopped_as is not None:
             return self._finish(live, run, Status.INTERRUPTED, _cancelled())
         try:
@@ -236,14 +367,10 @@ class ExecutionService:
         """How it ended, the error if there was one, and whether the kernel still has its variables."""
         answering = asyncio.create_task(run.answer_inputs())
         try:
-            async with kernel.execute(
-                run.id, run.record.code, on_event=run.on_event, on_input=run.on_input,
-                output_limit_bytes=self._settings.output_limit_bytes, store_history=run.store_history,
-                env=run.env, grace_s=self._settings.interrupt_grace_s,
-            ) as cell:  # fmt: skip
+            async with self._cell(kernel, run) as cell:
                 run.begin(kernel, cell)
                 try:
-                    async with asyncio.timeout(run.timeout_s):
+                    async with asyncio.timeout(run.timeout_s - (time.time() - cell.started_at)):
                         reply = await kernel.finish(cell)
                 except TimeoutError:
                     run.stopped_as = Status.TIMEOUT
@@ -258,6 +385,22 @@ class ExecutionService:
             return Status.DIED, _error("KernelDied", str(error)), False
         finally:
             answering.cancel()
+
+    def _cell(self, kernel: Kernel, run: Run) -> AbstractAsyncContextManager[Cell]:
+        """The cell of a run: begun now, or by an earlier gateway."""
+        settings = self._settings
+        if run.past is not None:
+            started_at = run.record.started_at or run.record.queued_at
+            return kernel.resume(
+                run.id, partial(self._engine.journal, kernel.id), started_at=started_at.timestamp(),
+                on_event=run.on_event, on_input=run.on_input, output_limit_bytes=settings.output_limit_bytes,
+                grace_s=settings.interrupt_grace_s,
+            )  # fmt: skip
+        return kernel.execute(
+            run.id, run.record.code, on_event=run.on_event, on_input=run.on_input,
+            output_limit_bytes=settings.output_limit_bytes, store_history=run.store_history,
+            env=run.env, grace_s=settings.interrupt_grace_s,
+        )  # fmt: skip
 
     def _verdict(self, run: Run, reply: dict[str, Any]) -> tuple[Status, RunError | None, bool]:
         if run.stopped_as is Status.TIMEOUT:
@@ -411,6 +554,10 @@ def _content(path: str, content: str | FileContent) -> bytes:
         return base64.b64decode(content.content, validate=True)
     except binascii.Error as error:
         raise Invalid(f"files.{path}.content: is not base64: {error}.", field=f"files.{path}.content") from None
+
+
+def _moment(unix_time: float | None) -> datetime:
+    return now() if unix_time is None else datetime.fromtimestamp(unix_time, UTC)
 
 
 def _error(ename: str, evalue: str) -> RunError:

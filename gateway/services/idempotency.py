@@ -52,15 +52,15 @@ class IdempotencyService:
             raise Invalid(
                 f"Idempotency-Key: must hold 1 to {_LONGEST_KEY} printable characters.", field="Idempotency-Key"
             )
-        full_key = hashlib.sha256("\0".join((caller, path, key)).encode()).hexdigest()
+        full = full_key(caller, path, key)
         digest = hashlib.sha256(body).hexdigest()
         while True:
-            while (under_way := self._under_way.get(full_key)) is not None:
+            while (under_way := self._under_way.get(full)) is not None:
                 await under_way.wait()
-            done = self._under_way[full_key] = asyncio.Event()
+            done = self._under_way[full] = asyncio.Event()
             try:
-                reservation = KeptAnswer(key=full_key, request_digest=digest, created_at=now(), body=self._process)
-                kept = self._unkept.get(full_key)
+                reservation = KeptAnswer(key=full, request_digest=digest, created_at=now(), body=self._process)
+                kept = self._unkept.get(full)
                 kept = kept or await self._store.reserve_answer(reservation, now() - _KEPT_FOR)
                 if kept is None:
                     await self._first(reservation, answer)
@@ -69,11 +69,11 @@ class IdempotencyService:
                     raise KeyReused("Idempotency-Key: was used with another body before.", field="Idempotency-Key")
                 if kept.status is not None:
                     return kept
-                if full_key in self._unkept or await self._is_made(kept):
+                if full in self._unkept or await self._is_made(kept):
                     raise InProgress
                 await self._store.drop_answer(kept)
             finally:
-                del self._under_way[full_key]
+                del self._under_way[full]
                 done.set()
 
     async def _is_made(self, reservation: KeptAnswer) -> bool:
@@ -104,3 +104,8 @@ class IdempotencyService:
             await self._recorder.write(partial(store.drop_answer if ended.status is None else store.keep_answer, ended))
         finally:
             del self._unkept[ended.key]
+
+
+def full_key(caller: str, path: str, key: str) -> str:
+    """A key is one caller's, for one path."""
+    return hashlib.sha256("\0".join((caller, path, key)).encode(errors="replace")).hexdigest()

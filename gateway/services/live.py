@@ -31,7 +31,7 @@ from gateway.services.runs import Run
 from gateway.services.vault import Vault
 from gateway.states import State, check_move
 from gateway.stores.base import NO_CHANGES, SessionChanges, Store
-from kernels.engine import Engine, Exit, Kernelspec, Launch, Limits, SetupStep
+from kernels.engine import Engine, Exit, Kept, Kernelspec, Launch, Limits, SetupStep
 from kernels.errors import (
     CheckpointFailed,
     KernelBusy,
@@ -41,7 +41,7 @@ from kernels.errors import (
     SnapshotError,
     StartFailed,
 )  # fmt: skip
-from kernels.kernel import Kernel, running
+from kernels.kernel import Kernel, attached, running
 from kernels.messages import Message
 from kernels.outputs import Outputs
 
@@ -200,30 +200,34 @@ class LiveSession:
         """Whether this is the kernel, and nobody has asked for its end."""
         return self.kernel is kernel and not self._ending
 
-    def _begin(self) -> None:
-        self._check_room()
+    def take_back(self, kept: Kept) -> None:
+        """Begin to serve with a kernel that has outlived its gateway."""
+        self._begin(kept)
+
+    def _begin(self, kept: Kept | None = None) -> None:
+        if kept is None:
+            self._check_room()
         loop = asyncio.get_running_loop()
         self._started, self._stop = loop.create_future(), loop.create_future()
         self._started.add_done_callback(lambda future: future.cancelled() or future.exception())
         self._owned.clear()
-        self._tools.spawn(self._own(self._started, self._stop))
+        self._tools.spawn(self._own(self._started, self._stop, kept))
 
     @property
     def starting(self) -> bool:
         return self._started is not None
 
-    async def _own(self, started: asyncio.Future[Kernel], stop: asyncio.Future[str]) -> None:
-        """The one task of a kernel, from launch to end."""
+    async def _own(self, started: asyncio.Future[Kernel], stop: asyncio.Future[str], kept: Kept | None) -> None:
+        """The one task of a kernel, from launch (or from when it was taken back) to end."""
         owner = asyncio.current_task()
         assert owner is not None
         stop.add_done_callback(lambda _: started.done() or owner.cancel())
         try:
-            launch = self._launch()
             self._trouble = None
-            if await self._tools.vault.settle_files(self.session):
-                self.change(SessionChanges(replace={"files_from": None}))
-            await self._set_up(launch)
-            await self._keep(launch, started, stop)
+            if kept is not None:
+                await self._keep_on(kept, started, stop)
+            else:
+                await self._keep(await self._prepared(), started, stop)
         except asyncio.CancelledError:
             if not stop.done():
                 raise
@@ -247,6 +251,21 @@ class LiveSession:
     def _not_started(self, started: asyncio.Future[Kernel], why: StartFailed) -> None:
         if not started.done():
             started.set_exception(why)
+
+    async def _prepared(self) -> Launch:
+        """Files and environment as they must be before the kernel starts."""
+        launch = self._launch()
+        if await self._tools.vault.settle_files(self.session):
+            self.change(SessionChanges(replace={"files_from": None}))
+        await self._set_up(launch)
+        return launch
+
+    async def _keep_on(self, kept: Kept, started: asyncio.Future[Kernel], stop: asyncio.Future[str]) -> None:
+        tools = self._tools
+        async with attached(tools.engine, kept, tools.context, tools.settings.start_timeout_s) as kernel:
+            with tools.metrics.kernels.track_inprogress():
+                self.variables_changed()  # nobody knows what ran since they were saved
+                await self._serve(kernel, started, stop)
 
     async def _keep(self, launch: Launch, started: asyncio.Future[Kernel], stop: asyncio.Future[str]) -> None:
         tools, began = self._tools, time.perf_counter()
@@ -283,9 +302,8 @@ class LiveSession:
         self.kernel = kernel
         if self.session.state is State.ERROR:
             self.move(State.INIT)
-        elif self.session.state is State.READY:
-            self.settle()
-        self.move(State.READY, self._trouble)
+        if self.session.state in (State.INIT, State.IDLE):  # else it was taken back as it was
+            self.move(State.READY, self._trouble)
         self.touch()
         started.set_result(kernel)
         either: list[asyncio.Future[Any]] = [kernel.ended, stop]
@@ -568,8 +586,8 @@ class Live:
         finally:
             self._holding.pop(session_id, None)
 
-    async def hold(self, session: Session) -> LiveSession:
-        """Claim a stored session for this gateway. Raises `SessionHeld`, `Stopping`."""
+    async def hold(self, session: Session, kept: Kept | None = None) -> LiveSession:
+        """Claim a stored session for this gateway, with a kernel that was kept. Raises `SessionHeld`, `Stopping`."""
         async with self.claiming(session.uid):
             while (live := self._by_id.get(session.id)) is not None and live.uid == session.uid:
                 if live.closing is None:
@@ -580,7 +598,12 @@ class Live:
             settings = self._tools.settings
             stale_before = now() - timedelta(seconds=settings.holder_timeout_s)
             session = await self._tools.store.claim_session(session.uid, settings.gateway_id, stale_before)
-            return self._add(session)
+            live = self._add(session)
+            if kept is not None:
+                live.take_back(kept)
+            else:
+                live.settle()
+            return live
 
     @asynccontextmanager
     async def claiming(self, uid: str) -> AsyncIterator[None]:
@@ -598,7 +621,6 @@ class Live:
         if (former := self._by_id.get(session.id)) is not None:  # it was deleted, and its id given to this one
             self._tools.spawn(former.close("The session was deleted."))
         self._by_id[session.id] = live
-        live.settle()
         return live
 
     def enqueue(self, live: LiveSession, run: Run) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from gateway.models.executions import Execution, RunError, Status
 from gateway.services.journal import Journal
 from kernels.errors import KernelGone
+from kernels.journaled import PastRun
 from kernels.kernel import Execution as Cell
 from kernels.kernel import Kernel
 from kernels.outputs import Event
@@ -18,7 +19,9 @@ class Run:
     def __init__(
         self, record: Execution, *, timeout_s: float, env: dict[str, str], stdin: str | None,
         interactive: bool, store_history: bool, update_data: dict[str, Any] | None, journal_bytes: int,
+        past: PastRun | None = None,
     ) -> None:  # fmt: skip
+        self.past = past  # what its kernel has told of it, when an earlier gateway has begun it
         self.record = record
         self.timeout_s = timeout_s
         self.env = env

@@ -4,13 +4,14 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
 from tests.api import Api, Sse
-from tests.gateways import GatewayProcess
+from tests.gateways import GatewayProcess, gateway_process, kernels_of
 
 MEBI = 2**20
 
@@ -649,3 +650,102 @@ async def test_the_data_of_a_run_that_never_began_is_not_kept(api: Api, session_
     await api.call("DELETE", f"/api/sessions/{session_id}/executions/{waiting['execution_id']}")
 
     assert (await api.get(f"/api/sessions/{session_id}"))["data"] == {"kept": 1}
+
+
+# A gateway that is killed leaves its kernels to the next one
+
+
+async def test_sessions_of_a_killed_gateway_answer_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    async with gateway_process(tmp_path / "data") as gateway, Api(gateway.url) as api:
+        await api.run("a", "import os, socket; x, pid, link = 41, os.getpid(), socket.socket()")
+        await gateway.kill()
+        await gateway.start()
+
+        after = await api.run("a", "x + 1, pid == os.getpid(), link.fileno() > 0")
+        states = await api.get("/api/sessions/a/states")
+
+    assert after["result"] == "(42, True, True)"
+    assert (after["resumed"], after["fresh_start"]) == (False, False)
+    assert {one["after"] for one in states["states"]} <= {"INIT", "READY", "BUSY"}
+
+
+async def test_a_run_that_a_killed_gateway_had_begun_completes_with_all_of_its_output(tmp_path: Path) -> None:
+    code = "import time\nfor n in range(300): print(n); time.sleep(0.01)\n'over'"
+    async with gateway_process(tmp_path / "data") as gateway, Api(gateway.url) as api:
+        await api.run("a", "x = 1")
+        begun = await api.post("/api/sessions/a/run", {"code": code, "background": True}, 202)
+        async with api.events(f"/api/sessions/a/executions/{begun['execution_id']}/events") as events:
+            async for event in events:
+                if event.kind == "stdout":
+                    break
+        await gateway.kill()
+        await gateway.start()
+
+        queued = await api.run("a", "x + 1")
+        told = await api.get(f"/api/sessions/a/executions/{begun['execution_id']}")
+
+    assert told["stdout"] == "".join(f"{n}\n" for n in range(300))
+    assert (told["status"], told["result"], told["execution_count"]) == ("ok", "'over'", 2)
+    assert queued["result"] == "2"
+
+
+@pytest.mark.parametrize("pause_s", [0.0, 1.5], ids=["under way", "ended meanwhile"])
+async def test_the_same_run_sent_again_to_the_next_gateway_gets_its_result_and_ran_once(
+    pause_s: float, tmp_path: Path
+) -> None:
+    code = "import time\nopen('runs', 'a').write('r')\nprint('begun', flush=True)\ntime.sleep(0.7)\nlen(open('runs').read())"
+    async with gateway_process(tmp_path / "data") as gateway, Api(gateway.url) as api:
+        await api.run("a", "x = 1")
+        headers = {"Idempotency-Key": "once"}
+        first = asyncio.ensure_future(api.http.post("/api/sessions/a/run", json={"code": code}, headers=headers))
+        async with asyncio.timeout(20):
+            while not (await api.http.get("/api/sessions/a/files/runs")).is_success:
+                await asyncio.sleep(0.01)
+        await gateway.kill()
+        await asyncio.gather(first, return_exceptions=True)
+        await asyncio.sleep(pause_s)
+        await gateway.start()
+
+        again = await api.post("/api/sessions/a/run", {"code": code}, 200, headers=headers)
+        third = await api.post("/api/sessions/a/run", {"code": code}, 200, headers=headers)
+        runs = await api.run("a", "open('runs').read()")
+
+    assert (again["status"], again["stdout"], again["result"]) == ("ok", "begun\n", "1")
+    assert third["execution_id"] == again["execution_id"]
+    assert runs["result"] == "'r'"
+
+
+async def test_kernels_whose_session_is_gone_are_ended(tmp_path: Path) -> None:
+    async with gateway_process(tmp_path / "data") as gateway, Api(gateway.url) as api:
+        await api.run("a", "x = 1")
+        await gateway.kill()
+        (kernel,) = kernels_of(tmp_path / "data")
+        (tmp_path / "data" / "gateway.sqlite").unlink()
+        await gateway.start()
+
+        await asyncio.to_thread(psutil.wait_procs, [kernel], 20)
+
+    assert not kernel.is_running()
+
+
+async def test_what_a_kernel_that_died_with_its_gateway_had_is_told(tmp_path: Path) -> None:
+    async with gateway_process(tmp_path / "data") as gateway, Api(gateway.url) as api:
+        await api.run("a", "x = 1")
+        await api.post("/api/sessions/a/snapshots", {}, 201)
+        begun = await api.post("/api/sessions/a/run", {"code": "import time; time.sleep(60)", "background": True}, 202)
+        async with asyncio.timeout(20):
+            while (await api.get("/api/sessions/a"))["state"] != "BUSY":
+                await asyncio.sleep(0.01)
+        await api.get("/api/sessions/a/states")
+        (kernel,) = kernels_of(tmp_path / "data")
+        await gateway.kill()
+        kernel.kill()
+        await gateway.start()
+
+        told = await api.get(f"/api/sessions/a/executions/{begun['execution_id']}")
+        session = await api.get("/api/sessions/a")
+        after = await api.run("a", "x")
+
+    assert (told["status"], told["state_kept"]) == ("died", False)
+    assert session["state"] == "ERROR"
+    assert (after["result"], after["resumed"]) == ("1", True)
