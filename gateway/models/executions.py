@@ -8,6 +8,7 @@ from pydantic import AliasChoices, BaseModel, Field, StringConstraints, Validati
 
 from gateway.models.base import Answer, JsonMap, Request, Text, Utc
 from gateway.models.sessions import Env, KernelName, PositiveSeconds
+from gateway.models.snapshots import Unsaved, UnsavedVariable
 from gateway.states import State
 
 
@@ -109,6 +110,8 @@ class Execution(BaseModel):
     truncated: bool = False
     state_kept: bool = True
     fresh_start: bool = False
+    resumed: bool = False
+    not_carried: Unsaved = []
     queued_at: Utc
     started_at: Utc | None = None
     finished_at: Utc | None = None
@@ -119,6 +122,7 @@ class ExecutionView(Answer):
     """A run as callers see it; everything is there from the moment it is queued.
 
     `fresh_start`: the kernel was started for this run, and variables of earlier runs are not there.
+    `resumed`: the session was woken for this run, with its saved variables; `not_carried` names those that are missing.
     """
 
     execution_id: str
@@ -138,6 +142,8 @@ class ExecutionView(Answer):
     truncated: bool
     state_kept: bool
     fresh_start: bool
+    resumed: bool
+    not_carried: list[UnsavedVariable]
     queued_at: Utc
     started_at: Utc | None
     finished_at: Utc | None
@@ -210,6 +216,8 @@ def view_fields(execution: Execution) -> dict[str, Any]:
         "truncated": execution.truncated,
         "state_kept": execution.state_kept,
         "fresh_start": execution.fresh_start,
+        "resumed": execution.resumed,
+        "not_carried": execution.not_carried,
         "queued_at": execution.queued_at,
         "started_at": execution.started_at,
         "finished_at": execution.finished_at,

@@ -151,7 +151,11 @@ class StoredCode(Request):
 
 
 class Session(BaseModel):
-    """The stored document. `uid` never changes and is never reused; `id` is free again after a delete."""
+    """The stored document. `uid` never changes and is never reused; `id` is free again after a delete.
+
+    `saved_snapshot_id`: the snapshot whose variables the next kernel loads, of them only `state_only` if it is given.
+    `files_from`: the snapshot whose files must be in the workspace before anything else: a restore is unfinished.
+    """
 
     model_config = ConfigDict(extra="ignore")
 
@@ -191,6 +195,12 @@ class Session(BaseModel):
     run_count: int = 0
     file_count: int = 0
     total_size_bytes: int = 0
+    saved_snapshot_id: str | None = None
+    state_only: list[str] | None = None
+    files_from: str | None = None
+    autosave: bool = True
+    saved_at: Utc | None = None
+    save_problem: str | None = None
     holder: str | None = None
     version: int = 0
 
@@ -208,7 +218,10 @@ class JupyterAddress(BaseModel):
 
 
 class SessionView(Answer):
-    """The session document as callers see it."""
+    """The session document as callers see it.
+
+    `saved_at`: as of when its variables would come back; `save_problem`: why saving them failed after that.
+    """
 
     id: str
     session_id: str
@@ -243,6 +256,9 @@ class SessionView(Answer):
     file_count: int
     total_size_bytes: int
     setup_status: SetupStatus | None
+    saved_snapshot_id: str | None
+    saved_at: Utc | None
+    save_problem: str | None
     resource_url: str
     jupyter: JupyterAddress | None
 

@@ -1,0 +1,151 @@
+"""A snapshot: a session's files, and with them its variables, as of one moment.
+
+Lists of what is not in it are bounded, so that every store can hold them; a last entry tells how many more there were.
+"""
+
+from collections.abc import Callable
+from typing import Annotated, Literal, Self, TypeVar
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, StringConstraints
+
+from gateway.models.base import Answer, Request, Text, Utc
+from gateway.models.sessions import Name
+
+SnapshotKind = Literal["manual", "autosave", "hibernate", "stop", "duplicate", "import"]
+
+MOST_NAMED = 1000
+_ELLIPSIS = "…"
+
+Entry = TypeVar("Entry", bound=BaseModel)
+
+
+def _told(most_characters: int) -> BeforeValidator:
+    """Names and reasons come from user code and file systems: lone surrogates are escaped, what is long is cut."""
+
+    def told(text: object) -> object:
+        if not isinstance(text, str):
+            return text
+        text = text.encode(errors="backslashreplace").decode()
+        return text if len(text) <= most_characters else text[: most_characters - 1] + _ELLIPSIS
+
+    return BeforeValidator(told)
+
+
+def _bounded(more: Callable[[int], Entry]) -> AfterValidator:
+    def bounded(entries: list[Entry]) -> list[Entry]:
+        if len(entries) <= MOST_NAMED:
+            return entries
+        return [*entries[: MOST_NAMED - 1], more(len(entries) - MOST_NAMED + 1)]
+
+    return AfterValidator(bounded)
+
+
+class UnsavedVariable(BaseModel):
+    """A variable that could not be kept; with `part` it is there, and only something within it is not."""
+
+    name: Annotated[str, _told(200)]
+    type: Annotated[str, _told(200)]
+    reason: Annotated[str, _told(500)]
+    part: bool = False
+
+
+class SkippedFile(BaseModel):
+    """A file that could not be kept: a socket, a device, one that was gone before it was read."""
+
+    path: Annotated[str, _told(1000)]
+    reason: Annotated[str, _told(200)]
+
+
+Unsaved = Annotated[
+    list[UnsavedVariable],
+    _bounded(lambda count: UnsavedVariable(name=_ELLIPSIS, type="", reason=f"and {count:,} more", part=False)),
+]
+Skipped = Annotated[
+    list[SkippedFile], _bounded(lambda count: SkippedFile(path=_ELLIPSIS, reason=f"and {count:,} more"))
+]
+
+
+class CreateSnapshot(Request):
+    """A snapshot of the session as it is now."""
+
+    name: Name | None = None
+
+
+class RestoreSnapshot(Request):
+    """Files and variables go back to what they were in a snapshot; one of the two may be left as it is."""
+
+    snapshot_id: Annotated[Text, StringConstraints(min_length=1, max_length=128)]
+    files: bool = True
+    state: bool = True
+
+
+class Snapshot(BaseModel):
+    """The stored document; its bytes are kept under `place`, the session's uid or, brought in from outside, its own.
+
+    `stored_bytes` is what it added to its place. `state_note` tells why it holds no variables, or how they were saved.
+    """
+
+    model_config = ConfigDict(extra="ignore")
+
+    id: str
+    place: str
+    session_id: str | None = None
+    name: Annotated[str, _told(256)] | None = None
+    kind: SnapshotKind
+    created_at: Utc
+    created_by: str = "local"
+    size_bytes: int = 0
+    stored_bytes: int = 0
+    file_count: int = 0
+    variable_count: int = 0
+    unsaved: Unsaved = []
+    skipped: Skipped = []
+    has_state: bool = False
+    state_note: Annotated[str, _told(1000)] | None = None
+    parent_snapshot_id: str | None = None
+    digest: str
+
+    @property
+    def is_loose(self) -> bool:
+        """Whether it was brought in from outside and belongs to no session."""
+        return self.kind == "import" and self.session_id is None
+
+
+class SnapshotView(Answer):
+    """A snapshot as callers see it.
+
+    `size_bytes`: all that it holds; `stored_bytes`: what keeping it took, for what an earlier one holds is shared.
+    """
+
+    id: str
+    session_id: str | None
+    name: str | None
+    kind: SnapshotKind
+    created_at: Utc
+    created_by: str
+    size_bytes: int
+    stored_bytes: int
+    file_count: int
+    variable_count: int
+    unsaved: list[UnsavedVariable]
+    skipped: list[SkippedFile]
+    has_state: bool
+    state_note: str | None
+    parent_snapshot_id: str | None
+    digest: str
+
+    @classmethod
+    def of(cls, snapshot: Snapshot) -> Self:
+        return cls.model_validate(snapshot, from_attributes=True)
+
+
+class SnapshotList(Answer):
+    snapshots: list[SnapshotView]
+    count: int
+    total_count: int
+    next_token: str | None
+
+
+class SnapshotDeleted(Answer):
+    success: bool = True
+    id: str
