@@ -137,6 +137,13 @@ class ExecutionNotFound(NotFound):
         super().__init__(f"No execution {execution_id!r}.", execution_id=execution_id)
 
 
+class SnapshotNotFound(NotFound):
+    code = "snapshot_not_found"
+
+    def __init__(self, snapshot_id: str) -> None:
+        super().__init__(f"No snapshot {snapshot_id!r}.", snapshot_id=snapshot_id)
+
+
 class IllegalMove(Conflict):
     code = "illegal_state_move"
 

@@ -16,6 +16,7 @@ from gateway.models.executions import Execution
 from gateway.models.idempotency import KeptAnswer
 from gateway.models.pages import Page, PageRequest, SessionFilter
 from gateway.models.sessions import Move, Session
+from gateway.models.snapshots import Snapshot
 from gateway.states import check_move
 
 
@@ -160,7 +161,7 @@ class Store(Protocol):
         ...
 
     async def purge_session(self, uid: str, deleted_at: datetime | None = None) -> None:
-        """Remove the document, its moves and executions; remember only that its id was purged.
+        """Remove the document, its moves, executions and snapshots; remember only that its id was purged.
 
         Raises `Conflict` (code `brought_back`) if it is not deleted since `deleted_at`, when that is given.
         """
@@ -208,6 +209,24 @@ class Store(Protocol):
 
     async def list_unfinished(self, uid: str) -> list[Execution]:
         """Those that are queued or running."""
+        ...
+
+    # Snapshots: the documents, whose bytes are kept elsewhere
+
+    async def put_snapshot(self, snapshot: Snapshot) -> None:
+        """Insert; one whose `id` is there already is left as it is."""
+        ...
+
+    async def get_snapshot(self, snapshot_id: str) -> Snapshot:
+        """Raises `SnapshotNotFound`."""
+        ...
+
+    async def list_snapshots(self, place: str | None, page: PageRequest) -> Page[Snapshot]:
+        """Newest first (`created_at`, then `id`); without a place those brought in that belong to no session."""
+        ...
+
+    async def delete_snapshot(self, snapshot_id: str) -> None:
+        """Raises `SnapshotNotFound`."""
         ...
 
     # Idempotency keys

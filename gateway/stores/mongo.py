@@ -16,6 +16,7 @@ from gateway.errors import Invalid
 from gateway.stores.mongo_history import MongoHistory
 from gateway.stores.mongo_schema import Document
 from gateway.stores.mongo_sessions import MongoSessions
+from gateway.stores.mongo_snapshots import MongoSnapshots
 
 Driver = Literal["motor", "pymongo"]
 
@@ -33,7 +34,7 @@ _OPTIONS: dict[str, Any] = {
 }
 
 
-class MongoStore(MongoSessions, MongoHistory):
+class MongoStore(MongoSessions, MongoSnapshots, MongoHistory):
     """See `Store` for what each method promises. The database is the one that `uri` names, or `gateway`."""
 
     def __init__(self, uri: str, driver: Driver = "motor") -> None:

@@ -42,6 +42,10 @@ class Attempts:
     def __init__(self) -> None:
         self._doubtful: dict[tuple[Any, ...], tuple[Any, ObjectId]] = {}
 
+    def in_doubt(self, *call: Any) -> bool:
+        """Whether this call was made before and its answer never came."""
+        return call in self._doubtful
+
     @contextmanager
     def attempt(self, *call: Any, details: Any = None) -> Iterator[ObjectId]:
         """`call` tells one call from another and can be hashed; `details` need only be comparable."""

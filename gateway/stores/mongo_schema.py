@@ -42,6 +42,10 @@ _INDEXES: dict[str, list[IndexModel]] = {
         IndexModel([("session_uid", ASCENDING), ("queued_at", DESCENDING), ("_id", DESCENDING)], name="newest"),
         IndexModel([("session_uid", ASCENDING), ("rank", ASCENDING)], name="unfinished"),
     ],
+    "snapshots": [
+        IndexModel([("place", ASCENDING), *_NEWEST], name="newest"),
+        IndexModel(_NEWEST, partialFilterExpression={"loose": True}, name="loose"),
+    ],
     "pieces": [
         IndexModel("session_uid", sparse=True, name="session"),
         IndexModel("made_at", expireAfterSeconds=_DAY_S, name="expiry"),

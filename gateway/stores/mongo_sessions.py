@@ -183,6 +183,7 @@ class MongoSessions(Reach):
             await self._collection("purged").update_one({"_id": document["id"]}, {"$set": {}}, upsert=True)
             for name in ("moves", "executions", "pieces"):
                 await self._collection(name).delete_many({"session_uid": uid})
+            await self._collection("snapshots").delete_many({"place": uid})
             await sessions.delete_one({"_id": uid})  # last, so that a purge cut short can be asked for again
 
         await self._reach(work)

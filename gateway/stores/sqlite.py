@@ -20,6 +20,7 @@ from gateway.errors import (
     SessionHeld,
     SessionNotFound,
     SessionPurged,
+    SnapshotNotFound,
 )
 from gateway.models.audit import AuditLine
 from gateway.models.base import iso
@@ -27,6 +28,7 @@ from gateway.models.executions import Execution
 from gateway.models.idempotency import KeptAnswer
 from gateway.models.pages import Page, PageRequest, Position, SessionFilter, decode, digest
 from gateway.models.sessions import Move, Session
+from gateway.models.snapshots import Snapshot
 from gateway.stores.base import (
     NO_CHANGES,
     BroughtBack,
@@ -50,6 +52,7 @@ from gateway.stores.paging import AFTER_ALL, cut, executions_page, offset
 from gateway.stores.sqlite_queries import SessionQuery
 from gateway.stores.sqlite_rows import insert_session, live_session, live_uid, replace_session, write_move
 from gateway.stores.sqlite_schema import connect_reader, connect_writer
+from gateway.stores.sqlite_snapshots import delete_snapshot, insert_snapshot, list_snapshots
 from gateway.stores.sqlite_writer import Work, Writer, translated
 
 Result = TypeVar("Result")
@@ -204,6 +207,7 @@ class SqliteStore:
             connection.execute("DELETE FROM session_labels WHERE uid = ?", (uid,))
             connection.execute("DELETE FROM moves WHERE uid = ?", (uid,))
             connection.execute("DELETE FROM executions WHERE session_uid = ?", (uid,))
+            connection.execute("DELETE FROM snapshots WHERE place = ?", (uid,))
 
         await self._write(work)
 
@@ -318,6 +322,23 @@ class SqliteStore:
             return [load_execution(row[0]) for row in rows]
 
         return await self._scan(scan)
+
+    # Snapshots
+
+    async def put_snapshot(self, snapshot: Snapshot) -> None:
+        await self._write(lambda connection: insert_snapshot(connection, snapshot))
+
+    async def get_snapshot(self, snapshot_id: str) -> Snapshot:
+        row = self._point("SELECT document FROM snapshots WHERE id = ?", snapshot_id)
+        if row is None:
+            raise SnapshotNotFound(snapshot_id)
+        return Snapshot.model_validate_json(row[0])
+
+    async def list_snapshots(self, place: str | None, page: PageRequest) -> Page[Snapshot]:
+        return await self._scan(lambda connection: list_snapshots(connection, place, page))
+
+    async def delete_snapshot(self, snapshot_id: str) -> None:
+        await self._write(lambda connection: delete_snapshot(connection, snapshot_id))
 
     # Idempotency keys
 

@@ -74,6 +74,17 @@ _MIGRATIONS: tuple[tuple[str, ...], ...] = (
         " STRICT",
         "CREATE INDEX audit_oldest ON audit (at, number)",
     ),
+    (
+        """CREATE TABLE snapshots (
+            id TEXT PRIMARY KEY,
+            place TEXT NOT NULL,
+            loose INTEGER NOT NULL,
+            created_at TEXT NOT NULL,
+            document TEXT NOT NULL
+        ) STRICT""",
+        "CREATE INDEX snapshots_newest ON snapshots (place, created_at DESC, id DESC)",
+        "CREATE INDEX snapshots_loose ON snapshots (created_at DESC, id DESC) WHERE loose = 1",
+    ),
 )
 
 

@@ -28,6 +28,7 @@ from gateway.errors import (
     SessionHeld,
     SessionNotFound,
     SessionPurged,
+    SnapshotNotFound,
     StoreAway,
 )
 from gateway.models.audit import AuditLine
@@ -35,14 +36,17 @@ from gateway.models.executions import Execution, RunError, Status
 from gateway.models.idempotency import KeptAnswer
 from gateway.models.labels import parse_selector
 from gateway.models.pages import Page, PageRequest, SessionFilter
-from gateway.models.sessions import Move, Resources, Session, SessionAgent, Setup
+from gateway.models.sessions import Move, Resources, Session, SessionAgent, SessionView, Setup
+from gateway.models.snapshots import MOST_NAMED, SkippedFile, Snapshot, SnapshotView, UnsavedVariable
 from gateway.states import State
+from gateway.stores import sqlite_schema
 from gateway.stores.base import BroughtBack, SessionChanges, StateChanged, Store
 from gateway.stores.mongo import MongoStore
 from gateway.stores.mongo_schema import session_query
 from gateway.stores.sqlite import SqliteStore
 from gateway.stores.sqlite_queries import SessionQuery
 from gateway.stores.sqlite_schema import NewerFile
+from gateway.stores.sqlite_snapshots import list_snapshots
 from tests.mongod import Mongod, mongod, own_mongod  # noqa: F401 - fixtures
 
 # The drivers leave the sockets to a server that was killed to the garbage collector.
@@ -71,6 +75,7 @@ ODD: dict[str, Any] = {
     "unicode \u2028 ключ": "\U0001f600",
     "order": {"b": 1, "a": 2},
 }
+SAVED_FIELDS = ("saved_snapshot_id", "state_only", "files_from", "autosave", "saved_at", "save_problem")
 DRIVERS = [pytest.param(driver, marks=pytest.mark.external_service) for driver in ("motor", "pymongo")]
 
 
@@ -145,6 +150,12 @@ async def test_a_session_comes_back_as_it_was_kept(store: Store) -> None:
         expires_at=later(3600),
         created_by="ключ",
         code="print('\U0001f600')",
+        saved_snapshot_id="snap_1",
+        state_only=["a.b", "$x", "ключ"],
+        files_from="snap_2",
+        autosave=False,
+        saved_at=later(1.000001),
+        save_problem="no room",
     )
 
     await store.create_session(session)
@@ -215,6 +226,31 @@ async def test_updates_at_the_same_instant_all_count(store: Store) -> None:
     kept = await store.get_session("demo")
     assert kept.data == {f"k.{n}": n for n in range(20)}
     assert kept.run_count == 40
+
+
+async def test_what_is_saved_of_a_session_is_set_and_cleared_again(store: Store) -> None:
+    session = await created(store)
+    saved = {"saved_snapshot_id": "snap_1", "saved_at": later(1.5), "state_only": ["x"], "files_from": "snap_0"}
+    lost = {
+        "saved_snapshot_id": None,
+        "state_only": None,
+        "files_from": None,
+        "save_problem": "full",
+        "autosave": False,
+    }
+
+    after_save = await store.update_session(session.uid, SessionChanges(replace=saved), later(2))
+    after_loss = await store.update_session(session.uid, SessionChanges(replace=lost), later(3))
+
+    assert {name: getattr(after_save, name) for name in saved} == saved
+    assert after_save.autosave
+    assert {name: getattr(after_loss, name) for name in lost} == lost
+    assert after_loss.saved_at == later(1.5)
+    assert after_loss == await store.get_session("demo")
+    view = SessionView.of(after_loss, "http://h").model_dump(mode="json")
+    assert (view["saved_snapshot_id"], view["save_problem"]) == (None, "full")
+    assert view["saved_at"] == "2026-01-20T10:00:01.623456Z"
+    assert not {"state_only", "files_from", "autosave"} & set(view)
 
 
 async def test_what_is_not_live_can_be_neither_updated_nor_moved_nor_claimed_nor_deleted(store: Store) -> None:
@@ -387,6 +423,9 @@ async def test_a_purged_session_is_gone_for_good_and_its_id_free(store: Store, d
     session = await created(store, labels={"k": "v"})
     execution = new_execution(session, status=Status.RUNNING)
     await store.put_execution(execution)
+    snapshot, other = new_snapshot(session.uid), new_snapshot("other", 2)
+    for one in (snapshot, other):
+        await store.put_snapshot(one)
     if deleted_before:
         await store.delete_session(session.uid, later())
 
@@ -400,6 +439,10 @@ async def test_a_purged_session_is_gone_for_good_and_its_id_free(store: Store, d
     assert await ids(store, include_deleted=True) == await ids(store, "k", include_deleted=True) == []
     assert await store.list_unfinished(session.uid) == []
     assert (await store.list_moves(session.uid, ALL)).items == []
+    with pytest.raises(SnapshotNotFound):
+        await store.get_snapshot(snapshot.id)
+    assert (await store.list_snapshots(session.uid, ALL)).items == []
+    assert await store.get_snapshot(other.id) == other
     await created(store)
 
 
@@ -530,12 +573,14 @@ async def test_a_token_of_another_list_is_refused(store: Store) -> None:
         await store.move_session(session.uid, Move(before=State.READY, after=State.BUSY, at=later()))
         for number in range(2):
             await store.put_execution(new_execution(session, number))
+            await store.put_snapshot(new_snapshot(session.uid, number))
     one = PageRequest(limit=1)
     first, second = (session.uid for session in sessions)
     tokens = [
         (await store.list_sessions(SessionFilter(), one)).next_token,
         (await store.list_moves(first, one)).next_token,
         (await store.list_executions(first, one)).next_token,
+        (await store.list_snapshots(first, one)).next_token,
     ]
 
     asks: list[tuple[Any, Any]] = [
@@ -544,6 +589,9 @@ async def test_a_token_of_another_list_is_refused(store: Store) -> None:
         (tokens[1], lambda page: store.list_moves(second, page)),
         (tokens[2], lambda page: store.list_moves(first, page)),
         (tokens[2], lambda page: store.list_executions(second, page)),
+        (tokens[3], lambda page: store.list_executions(first, page)),
+        (tokens[3], lambda page: store.list_snapshots(second, page)),
+        (tokens[3], lambda page: store.list_snapshots(None, page)),
     ]
     asks += [("nonsense", ask) for _, ask in asks]
     for token, ask in asks:
@@ -671,6 +719,8 @@ async def test_an_execution_comes_back_as_it_was_kept(store: Store) -> None:
         ],
         error=RunError(ename="E", evalue="v", traceback=["t"]),
         execution_count=3,
+        resumed=True,
+        not_carried=[UnsavedVariable(name="gen", type="generator", reason="a generator can't be kept", part=True)],
         started_at=later(1.000001),
         finished_at=later(2),
         duration_ms=1.25,
@@ -760,6 +810,109 @@ async def test_a_finished_execution_stays_finished_however_late_a_write_arrives(
 
     assert kept.status == Status.OK
     assert await store.list_unfinished(session.uid) == []
+
+
+# Snapshots
+
+
+def new_snapshot(place: str, number: int = 1, **fields: Any) -> Snapshot:
+    fields = {"kind": "manual", "created_at": later(number), "digest": f"d{number}", "session_id": "demo", **fields}
+    return Snapshot(id=f"snap_{place}_{number:03}", place=place, **fields)
+
+
+async def test_a_snapshot_comes_back_as_it_was_kept(store: Store) -> None:
+    snapshot = new_snapshot(
+        "u1",
+        name="before the \U0001f600",
+        kind="hibernate",
+        created_by="ключ",
+        size_bytes=2**40,
+        stored_bytes=5,
+        file_count=3,
+        variable_count=2,
+        unsaved=[UnsavedVariable(name="gen\ud800", type="a.b.$c", reason="nul \0", part=True)],
+        skipped=[SkippedFile(path="odd\udcff.sock", reason="is a socket")],
+        has_state=True,
+        state_note="saved in-process",
+        parent_snapshot_id="snap_0",
+    )
+
+    await store.put_snapshot(snapshot)
+
+    kept = await store.get_snapshot(snapshot.id)
+    assert kept == snapshot
+    assert kept.unsaved[0].name == "gen\\ud800"
+    assert (await store.list_snapshots("u1", ALL)).items == [snapshot]
+    view = json.loads(SnapshotView.of(kept).model_dump_json())
+    assert view == {key: value for key, value in json.loads(snapshot.model_dump_json()).items() if key != "place"}
+    with pytest.raises(SnapshotNotFound):
+        await store.get_snapshot("snap_nobody")
+
+
+async def test_a_snapshot_that_is_put_again_is_the_same_write(store: Store) -> None:
+    snapshot = new_snapshot("u1")
+
+    await asyncio.gather(*(store.put_snapshot(snapshot) for _ in range(5)))
+    await store.put_snapshot(snapshot.model_copy(update={"name": "another", "place": "u2"}))
+
+    assert (await store.list_snapshots("u1", ALL)).items == [snapshot]
+    assert (await store.list_snapshots("u2", ALL)).total_count == 0
+
+
+async def test_snapshots_are_listed_newest_first_page_by_page(store: Store) -> None:
+    snapshots = [new_snapshot("u1", number, created_at=later(number // 2)) for number in range(9)]
+    for snapshot in [*snapshots[::2], *snapshots[1::2], new_snapshot("u2")]:
+        await store.put_snapshot(snapshot)
+
+    page = await store.list_snapshots("u1", PageRequest(limit=4, page=2))
+
+    assert page.items == snapshots[::-1][4:8]
+    assert page.total_count == 9
+    assert await everything(lambda page: store.list_snapshots("u1", page), 2) == snapshots[::-1]
+
+
+async def test_snapshots_without_a_place_are_those_brought_in_that_no_session_owns(store: Store) -> None:
+    loose = [new_snapshot(f"i{number}", number, kind="import", session_id=None) for number in range(3)]
+    owned = new_snapshot("u1", 7, kind="import")
+    orphan = new_snapshot("u2", 8, session_id=None)
+    for snapshot in (*loose, owned, orphan):
+        await store.put_snapshot(snapshot)
+
+    assert (await store.list_snapshots(None, ALL)).total_count == 3
+    assert await everything(lambda page: store.list_snapshots(None, page), 2) == loose[::-1]
+    assert (await store.list_snapshots("i1", ALL)).items == [loose[1]]
+    assert (await store.list_snapshots("u1", ALL)).items == [owned]
+
+
+async def test_a_deleted_snapshot_is_not_found(store: Store) -> None:
+    gone, stays = new_snapshot("u1", 1), new_snapshot("u1", 2)
+    for snapshot in (gone, stays):
+        await store.put_snapshot(snapshot)
+
+    results = await asyncio.gather(*(store.delete_snapshot(gone.id) for _ in range(5)), return_exceptions=True)
+
+    assert outcomes(results, SnapshotNotFound) == (1, 4)
+    with pytest.raises(SnapshotNotFound):
+        await store.get_snapshot(gone.id)
+    assert (await store.list_snapshots("u1", ALL)).items == [stays]
+
+
+async def test_a_snapshot_that_names_very_much_is_kept_and_says_how_much_more_there_was(store: Store) -> None:
+    long = "\x01" * 5000  # six bytes each, in JSON
+    snapshot = new_snapshot(
+        "u1",
+        unsaved=[UnsavedVariable(name=long, type=long, reason=long)] * (MOST_NAMED + 4321),
+        skipped=[SkippedFile(path=long, reason=long)] * (MOST_NAMED + 1),
+        state_note=long,
+    )
+
+    await store.put_snapshot(snapshot)
+
+    kept = await store.get_snapshot(snapshot.id)
+    assert kept == snapshot
+    assert (len(kept.unsaved), kept.unsaved[-1].reason) == (MOST_NAMED, "and 4,322 more")
+    assert (len(kept.skipped), kept.skipped[-1].reason) == (MOST_NAMED, "and 2 more")
+    assert kept.unsaved[0].name.endswith("\x01…")
 
 
 # Idempotency keys
@@ -953,6 +1106,40 @@ async def test_sqlite_refuses_a_file_that_a_newer_gateway_wrote(tmp_path: Path) 
             pass
 
 
+async def test_sqlite_brings_a_file_of_an_older_gateway_up_to_date(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(sqlite_schema, "_MIGRATIONS", sqlite_schema._MIGRATIONS[:1])
+        async with (old := SqliteStore(tmp_path / "gateway.db")).opened():
+            session = await created(old)
+    with closing(sqlite3.connect(tmp_path / "gateway.db", isolation_level=None)) as connection:
+        for name in SAVED_FIELDS:
+            connection.execute("UPDATE sessions SET document = json_remove(document, ?)", (f"$.{name}",))
+
+    async with (store := SqliteStore(tmp_path / "gateway.db")).opened():
+        await store.put_snapshot(new_snapshot(session.uid))
+
+        assert await store.get_session("demo") == session
+        assert (await store.list_snapshots(session.uid, ALL)).total_count == 1
+
+
+async def test_sqlite_lists_snapshots_from_an_index(sqlite_store: SqliteStore, tmp_path: Path) -> None:
+    await sqlite_store.put_snapshot(new_snapshot("u1"))
+    with closing(sqlite3.connect(tmp_path / "gateway.db", isolation_level=None)) as connection:
+        statements: list[str] = []
+        connection.set_trace_callback(statements.append)
+        for place in ("u1", None):
+            list_snapshots(connection, place, PageRequest(limit=1))
+        connection.set_trace_callback(None)
+        plans = [[row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {sql}")] for sql in statements]
+
+    assert len(plans) == 4
+    for plan, index in zip(plans, ["newest", "newest", "loose", "loose"], strict=True):
+        assert f"INDEX snapshots_{index}" in plan[0]
+        assert not any("TEMP B-TREE" in step for step in plan), plan
+
+
 async def test_sqlite_is_away_while_its_file_is_locked(sqlite_store: SqliteStore, tmp_path: Path) -> None:
     session = await created(sqlite_store)
 
@@ -1095,6 +1282,8 @@ async def test_a_call_repeated_because_its_answer_got_lost_happens_once(
     gone = await created(mongo_store, "undelete")
     await mongo_store.delete_session(gone.uid, later())
     new, answer = new_session("create"), new_answer()
+    put, dropped = new_snapshot("u1", 1), new_snapshot("u1", 2)
+    await mongo_store.put_snapshot(dropped)
     count, merge = SessionChanges(add={"run_count": 1}), SessionChanges(merge={"data": {"x": 1}}, add={"run_count": 1})
     calls: list[Callable[[], Awaitable[Any]]] = [
         lambda: mongo_store.create_session(new),
@@ -1104,6 +1293,8 @@ async def test_a_call_repeated_because_its_answer_got_lost_happens_once(
         lambda: mongo_store.delete_session(live[3].uid, later(2)),
         lambda: mongo_store.undelete_session("undelete", later(2)),
         lambda: mongo_store.reserve_answer(answer, LONG_AGO),
+        lambda: mongo_store.put_snapshot(put),
+        lambda: mongo_store.delete_snapshot(dropped.id),
     ]
 
     own_mongod.pause()  # it reads the calls later, when nobody waits for the answers any more
@@ -1120,6 +1311,36 @@ async def test_a_call_repeated_because_its_answer_got_lost_happens_once(
     assert (results[2].run_count, results[3].run_count) == (1, 1)
     assert (results[4].deleted_at, results[5].uid, results[6]) == (later(2), gone.uid, None)
     assert (await mongo_store.list_moves(live[0].uid, ALL)).total_count == 2
+    assert (await mongo_store.list_snapshots("u1", ALL)).items == [put]
+    with pytest.raises(SnapshotNotFound):
+        await mongo_store.delete_snapshot(dropped.id)
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+async def test_mongo_reads_a_session_that_an_older_gateway_wrote(
+    mongod: Mongod,  # noqa: F811 - the fixture
+    driver: Driver,
+) -> None:
+    with mongod.database() as uri, mongod.client() as client:
+        store = MongoStore(uri, driver=driver)
+        async with store.opened():
+            session = await created(store)
+            sessions = client[uri.rsplit("/", 1)[1]]["sessions"]
+            sessions.update_one({"_id": session.uid}, {"$unset": dict.fromkeys(SAVED_FIELDS, "")})
+
+            assert await store.get_session("demo") == session
+
+
+async def test_mongo_lists_snapshots_from_an_index(mongod: Mongod) -> None:  # noqa: F811 - the fixture
+    with mongod.database() as uri, mongod.client() as client:
+        store = MongoStore(uri)
+        async with store.opened():
+            await store.put_snapshot(new_snapshot("u1"))
+        for wanted, index in (({"place": "u1"}, "newest"), ({"loose": True}, "loose")):
+            find = {"find": "snapshots", "filter": wanted, "sort": {"created_at": -1, "_id": -1}}
+            plan = json.dumps(client[uri.rsplit("/", 1)[1]].command("explain", find)["queryPlanner"]["winningPlan"])
+            assert f'"{index}"' in plan
+            assert '"SORT"' not in plan
 
 
 @pytest.mark.parametrize("driver", DRIVERS)

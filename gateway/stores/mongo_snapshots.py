@@ -1,0 +1,70 @@
+"""Snapshots in MongoDB: what lists go by as fields, the rest as JSON text."""
+
+from pymongo import DESCENDING
+from pymongo.errors import DuplicateKeyError
+
+from gateway.errors import SnapshotNotFound
+from gateway.models.base import iso
+from gateway.models.pages import Page, PageRequest, Position, decode, digest
+from gateway.models.snapshots import Snapshot
+from gateway.stores.mongo_reach import Reach
+from gateway.stores.mongo_schema import Document, older_than
+from gateway.stores.paging import cut, offset
+
+
+class MongoSnapshots(Reach):
+    async def put_snapshot(self, snapshot: Snapshot) -> None:
+        document: Document = {
+            "_id": snapshot.id,
+            "place": snapshot.place,
+            "loose": snapshot.is_loose,
+            "created_at": iso(snapshot.created_at),
+            "document": snapshot.model_dump_json(),
+        }
+
+        async def work() -> None:
+            try:
+                await self._collection("snapshots").insert_one(document)
+            except DuplicateKeyError:
+                return  # asked for again by a caller that never heard the first answer
+
+        await self._reach(work)
+
+    async def get_snapshot(self, snapshot_id: str) -> Snapshot:
+        document = await self._reach(lambda: self._collection("snapshots").find_one({"_id": snapshot_id}))
+        if document is None:
+            raise SnapshotNotFound(snapshot_id)
+        return _load(document)
+
+    async def list_snapshots(self, place: str | None, page: PageRequest) -> Page[Snapshot]:
+        digest_ = digest(("snapshots", place))
+        wanted: Document = {"loose": True} if place is None else {"place": place}
+        after = older_than(decode(page.token, digest_), "created_at") if page.token else {}
+
+        async def work() -> tuple[list[Document], int]:
+            snapshots = self._collection("snapshots")
+            total_count = await snapshots.count_documents(wanted)
+            found = snapshots.find(wanted | after).sort([("created_at", DESCENDING), ("_id", DESCENDING)])
+            return await found.skip(offset(page)).limit(page.limit + 1).to_list(None), total_count
+
+        documents, total_count = await self._reach(work)
+        found = [_load(document) for document in documents]
+        return cut(found, total_count, page, digest_, lambda last: Position(last.created_at, last.id))
+
+    async def delete_snapshot(self, snapshot_id: str) -> None:
+        call = ("delete_snapshot", snapshot_id)
+        asked_before = self._attempts.in_doubt(*call)
+
+        async def work() -> None:
+            nonlocal asked_before
+            again, asked_before = asked_before, True
+            deleted = await self._collection("snapshots").delete_one({"_id": snapshot_id})
+            if not deleted.deleted_count and not again:  # else it was this very call whose answer got lost
+                raise SnapshotNotFound(snapshot_id)
+
+        with self._attempts.attempt(*call):
+            await self._reach(work)
+
+
+def _load(document: Document) -> Snapshot:
+    return Snapshot.model_validate_json(document["document"])
