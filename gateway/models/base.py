@@ -19,6 +19,12 @@ def _aware(moment: datetime) -> datetime:
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 
 
+def told(text: str, most_characters: int = 1000) -> str:
+    """A text from elsewhere as it can be stored and sent: lone surrogates escaped, NUL shown, and not too long."""
+    text = text.encode(errors="backslashreplace").decode().replace("\0", "\\0")
+    return text if len(text) <= most_characters else text[: most_characters - 1] + "…"
+
+
 def _storable(text: str) -> str:
     if "\0" in text:
         raise ValueError("must not contain a NUL character")

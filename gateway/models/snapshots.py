@@ -16,7 +16,7 @@ from pydantic import (
     StringConstraints,
 )  # fmt: skip
 
-from gateway.models.base import Answer, JsonMap, Request, Text, Utc
+from gateway.models.base import Answer, JsonMap, Request, Text, Utc, told
 from gateway.models.labels import Labels
 from gateway.models.sessions import Name, PositiveSeconds, SessionId
 
@@ -31,13 +31,7 @@ Entry = TypeVar("Entry", bound=BaseModel)
 def _told(most_characters: int) -> BeforeValidator:
     """Names and reasons come from user code and file systems: lone surrogates are escaped, what is long is cut."""
 
-    def told(text: object) -> object:
-        if not isinstance(text, str):
-            return text
-        text = text.encode(errors="backslashreplace").decode()
-        return text if len(text) <= most_characters else text[: most_characters - 1] + _ELLIPSIS
-
-    return BeforeValidator(told)
+    return BeforeValidator(lambda text: told(text, most_characters) if isinstance(text, str) else text)
 
 
 def _bounded(more: Callable[[int], Entry]) -> AfterValidator:

@@ -22,7 +22,7 @@ import zmq.asyncio
 from gateway.config import Settings
 from gateway.errors import Conflict, Exhausted, GatewayError, NoRoom, SessionNotFound, Stopping
 from gateway.metrics import Metrics
-from gateway.models.base import iso, now
+from gateway.models.base import iso, now, told
 from gateway.models.sessions import Move, Session, check_size, size_bytes
 from gateway.models.snapshots import Snapshot, SnapshotKind, UnsavedVariable
 from gateway.services.journal import Journal
@@ -351,7 +351,7 @@ class LiveSession:
             except KernelBusy:
                 raise
             except (GatewayError, KernelsError) as error:
-                self.change(SessionChanges(replace={"save_problem": str(error)}))
+                self.change(SessionChanges(replace={"save_problem": told(str(error))}))
                 raise
             if kernel is not None and kernel is self.kernel:
                 changed: dict[str, Any] = {"save_problem": None}

@@ -57,7 +57,7 @@ class MongoSnapshots(Reach):
 
         async def work() -> None:
             nonlocal asked_before
-            again, asked_before = False, True
+            again, asked_before = asked_before, True
             deleted = await self._collection("snapshots").delete_one({"_id": snapshot_id})
             if not deleted.deleted_count and not again:  # else it was this very call whose answer got lost
                 raise SnapshotNotFound(snapshot_id)

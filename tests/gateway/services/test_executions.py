@@ -693,7 +693,7 @@ async def test_a_run_that_a_killed_gateway_had_begun_completes_with_all_of_its_o
 async def test_the_same_run_sent_again_to_the_next_gateway_gets_its_result_and_ran_once(
     pause_s: float, tmp_path: Path
 ) -> None:
-    code = "import time\nopen('runs', 'a').write('r')\nprint('begun', flush=True)\ntime.sleep(0.7)\nlen(open('runs').read())"
+    code = "import time\nopen('runs', 'a').write('r')\nprint('begun')\ntime.sleep(0.7)\nlen(open('runs').read())"
     async with gateway_process(tmp_path / "data") as gateway, Api(gateway.url) as api:
         await api.run("a", "x = 1")
         headers = {"Idempotency-Key": "once"}
