@@ -34,7 +34,6 @@ from typing import Any
 
 from kernels import portable, swaps
 from kernels.blobs import Blobs, FolderBlobs
-from kernels.checkpoints import read_state
 from kernels.engine import SnapshotInfo, Usage
 from kernels.errors import (
     DamagedSnapshot,
@@ -47,6 +46,7 @@ from kernels.errors import (
 from kernels.manifests import Entry, Key, Location, Manifest, Stored, decode, encode
 from kernels.packs import Packer, Packs, workers, write_all
 from kernels.paths import Root, open_root, show
+from kernels.state_files import read_state
 from kernels.threads import in_thread, outcome
 from kernels.trees import chosen, link_tree, read_tree, write_tree
 from kernels.workspace import LocalWorkspace
