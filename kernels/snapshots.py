@@ -34,7 +34,6 @@ from typing import Any
 
 from kernels import portable, swaps
 from kernels.blobs import Blobs, FolderBlobs
-from kernels.checkpoints import read_state
 from kernels.engine import SnapshotInfo, Usage
 from kernels.errors import (
     DamagedSnapshot,

@@ -97,13 +97,17 @@ def write_state(folder: Path, pieces: list[bytes]) -> None:
 
 
 class Bench:
-    def __init__(self, base: Path) -> None:
+    """One round, in a folder of its own. Small files are not deleted before the end: ext4 gives out no inode that was
+    freed a minute ago, and searches long for another.
+    """
+
+    def __init__(self, base: Path, times: Times) -> None:
         self.base = base
         self.root = base / "sessions" / "one" / "workspace"
         self.root.mkdir(parents=True)
         self.workspace = LocalWorkspace(self.root, None)
         self.snapshots = LocalSnapshots(base / "snapshots", self._workspace)
-        self.times = Times()
+        self.times = times
 
     async def _workspace(self, place: str) -> LocalWorkspace:
         return self.workspace
@@ -122,9 +126,6 @@ class Bench:
         self.times.sizes["files: second snapshot"] = second.stored_bytes
         synced(self.base)
         await self._in_any_order(lambda: self._untar("files", archive), lambda: self._restore_files())
-        await self.snapshots.remove("one")
-        shutil.rmtree(self.root)
-        self.root.mkdir()
 
     async def _save_files(self) -> None:
         with self.times.step("files: save"):
@@ -155,7 +156,7 @@ class Bench:
         async with self.snapshots.state_folder("one") as folder:
             write_state(Path(folder), pieces)
             with self.times.step("state: second save"):
-                info = await self.snapshots.save("one", "second", state=folder, facts={})
+                info = await self.snapshots.save("one", "second-state", state=folder, facts={})
         self.times.sizes["state: second snapshot"] = info.stored_bytes
         shutil.rmtree(alone)
         synced(self.base)
@@ -187,7 +188,8 @@ class Bench:
             with self.times.step(f"{what}: untar"):
                 await asyncio.to_thread(untar, archive, out)
             synced(self.base)
-        shutil.rmtree(out)
+        if what == "state":
+            shutil.rmtree(out)
 
 
 def report(times: Times) -> None:
@@ -219,12 +221,13 @@ def report(times: Times) -> None:
 async def run(rounds: int, folder: str | None) -> None:
     base = Path(tempfile.mkdtemp(dir=folder))
     try:
-        bench = Bench(base)
+        times = Times()
         for number in range(rounds):
+            bench = Bench(base / str(number), times)
             await bench.files()
             await bench.state()
             print(f"round {number + 1} of {rounds}", file=sys.stderr)
-        report(bench.times)
+        report(times)
     finally:
         shutil.rmtree(base)
 

@@ -174,6 +174,10 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], type[KernelsError]]] = {
     "absolute link": (lambda: links_out(b"/etc/passwd"), OutsideWorkspace),
     "device": (device, BadArchive),
     "bomb": (bomb, QuotaExceeded),
+    "zeros without end": (
+        lambda: zstd.compress(zstd.decompress(tarball(with_manifest())) + bytes(100 * MIB), 1),
+        QuotaExceeded,
+    ),
     "missing": (lambda: tarball(with_manifest(a_file(b"a", b"x"))), BadArchive),
     "surplus": (lambda: tarball(with_manifest(a_file(b"a", b"x")), ("files/a", b"x"), ("files/b", b"")), BadArchive),
     "other bytes": (lambda: tarball(with_manifest(a_file(b"a", b"x")), ("files/a", b"y")), BadArchive),

@@ -601,6 +601,7 @@ async def test_a_cancelled_save_leaves_nothing(tmp_path: Path) -> None:
     assert vault.leftovers() == []
 
 
+@pytest.mark.slow
 async def test_ten_thousand_small_files_come_back(vault: Vault) -> None:
     for number in range(10_000):
         path = vault.root() / f"{number % 100}" / str(number)
