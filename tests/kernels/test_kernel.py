@@ -91,7 +91,9 @@ async def test_leaving_early_interrupts_the_cell_and_waits_for_its_end(kernel: K
 
 
 async def test_leaving_a_cell_that_will_not_stop_ends_the_kernel(kernel: Kernel) -> None:
-    code = "import time\nwhile True:\n  try: print('begun', flush=True); time.sleep(60)\n  except KeyboardInterrupt: pass"
+    code = (
+        "import time\nwhile True:\n  try: print('begun', flush=True); time.sleep(60)\n  except KeyboardInterrupt: pass"
+    )
     begun = asyncio.Event()
     async with kernel.execute(
         uuid4().hex, code, on_event=lambda _: begun.set(), on_input=ignore_input, output_limit_bytes=1000, grace_s=1.0
@@ -119,9 +121,7 @@ async def test_a_cell_is_inspected_while_it_runs(kernel: Kernel) -> None:
 async def test_a_kernel_that_does_not_come_up_says_why(engine: LocalEngine, context: zmq.asyncio.Context) -> None:
     before = children()
     with pytest.raises(StartFailed, match="no-such-codec"):
-        async with running(
-            engine, launch(engine, env={"PYTHONIOENCODING": "no-such-codec"}), context, 60
-        ):
+        async with running(engine, launch(engine, env={"PYTHONIOENCODING": "no-such-codec"}), context, 60):
             pass
 
     assert children() <= before
