@@ -187,7 +187,8 @@ async def test_a_cell_that_awaits_is_saved_when_it_has_ended(session: Session, f
 
 
 async def test_whoever_does_not_wait_for_a_cell_gets_no_checkpoint_later(session: Session) -> None:
-    async with executing(session.kernel, "import time; print('begun', flush=True); time.sleep(600)") as (_, events):
+    code = "import time; print('begun', flush=True); time.sleep(600)"
+    async with executing(session.kernel, code, grace_s=30) as (_, events):
         while not events:
             await asyncio.sleep(0.005)
         with pytest.raises(KernelBusy, match="A cell was running"):
@@ -275,7 +276,8 @@ async def test_the_session_has_no_child_of_ours(session: Session) -> None:
 async def test_an_interrupt_of_the_session_does_not_end_the_saver(session: Session) -> None:
     async with session.saving() as (_, saving):
         os.killpg(session.kernel.process.pid, signal.SIGINT)  # type: ignore[attr-defined]
-        async with executing(session.kernel, "import time; print('begun', flush=True); time.sleep(600)") as (_, events):
+        code = "import time; print('begun', flush=True); time.sleep(600)"
+        async with executing(session.kernel, code, grace_s=30) as (_, events):
             while not events:
                 await asyncio.sleep(0.005)
 
