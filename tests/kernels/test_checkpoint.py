@@ -292,6 +292,19 @@ async def test_the_saver_holds_no_pipe_of_the_session(session: Session) -> None:
     await saving
 
 
+async def test_a_process_that_outlives_the_saver_is_not_waited_for(session: Session) -> None:
+    await session.run(
+        "import os, signal\nclass Forks:\n    def __reduce__(self):\n"
+        "        if (pid := os.fork()) == 0: signal.pause()\n"
+        "        open('forked', 'w').write(str(pid)); return Forks, ()\nforks = Forks()"
+    )
+
+    saved = await session.save(timeout_s=10)
+
+    assert (saved.unsaved, session.unfinished()) == ([], False)
+    os.kill(int((session.workspace / "forked").read_text()), signal.SIGKILL)
+
+
 async def test_what_is_printed_while_saving_reaches_nobody(session: Session) -> None:
     heard: list[str] = []
     await session.run(
