@@ -149,7 +149,7 @@ async def test_a_session_goes_on_in_a_fresh_kernel(session: Session, fresh: Sess
     assert "bump" in await fresh.run("print(In[1])")
 
 
-async def test_the_session_goes_on_while_it_is_saved(session: Session, fresh: Session) -> None:
+async def test_the_session_goes_on_while_it_is_saved(session: Session) -> None:
     await session.run("x = 'before'")
 
     async with session.saving() as (_, saving):
@@ -157,15 +157,16 @@ async def test_the_session_goes_on_while_it_is_saved(session: Session, fresh: Se
         listed = await session.kernel.namespace("list", offset=0, limit=100)
         assert "slow" in [one["name"] for one in listed["variables"]]
         assert not saving.done()
+    after = await session.run("print(x)")
     saved = saving.result()
-    await fresh.load()
+    await session.load()
 
     assert saved.unsaved == []
-    assert await fresh.run("print(x)") == "before\n"
-    assert await session.run("print(x)") == "after\n"
+    assert after == "after\n"
+    assert await session.run("print(x)") == "before\n"
 
 
-async def test_a_cell_that_awaits_is_saved_when_it_has_ended(session: Session, fresh: Session) -> None:
+async def test_a_cell_that_awaits_is_saved_when_it_has_ended(session: Session) -> None:
     code = (
         "import asyncio, os\nhalf = True; print('begun', flush=True)\n"
         "while not os.path.exists('now'): await asyncio.sleep(0.001)\nhalf = False"
@@ -181,9 +182,10 @@ async def test_a_cell_that_awaits_is_saved_when_it_has_ended(session: Session, f
         (session.workspace / "now").touch()
         await session.kernel.finish(cell)
     await saving
-    await fresh.load()
+    await session.run("del half")
+    await session.load()
 
-    assert await fresh.run("print(half)") == "False\n"
+    assert await session.run("print(half)") == "False\n"
 
 
 async def test_whoever_does_not_wait_for_a_cell_gets_no_checkpoint_later(session: Session) -> None:
@@ -342,15 +344,16 @@ async def test_a_folder_that_can_not_be_made_is_a_clear_error(session: Session) 
         await session.save()
 
 
-async def test_a_gpu_in_use_is_not_forked(session: Session, fresh: Session) -> None:
+async def test_a_gpu_in_use_is_not_forked(session: Session) -> None:
     await session.run(f"{TORCH}\nx = [1]; y = x")
 
     saved = await session.save()
-    await fresh.load()
+    await session.run("x = y = None")
+    await session.load()
 
     assert saved.method == "in-process"
     assert saved.method_reason == "PyTorch is using a GPU, whose state can't be copied."
-    assert await fresh.run("print(x is y)") == "True\n"
+    assert await session.run("print(x is y)") == "True\n"
 
 
 async def test_a_process_that_can_not_be_copied_is_saved_in_place(session: Session) -> None:
@@ -384,15 +387,15 @@ async def test_saving_in_place_can_be_stopped(session: Session, how: str) -> Non
     await session.save()
 
 
-async def test_only_the_chosen_variables_come_back(session: Session, fresh: Session) -> None:
+async def test_only_the_chosen_variables_come_back(session: Session) -> None:
     await session.run("a = 1; b = 2")
     await session.save()
-    await fresh.run("b = 'mine'")
+    await session.run("b = 'mine'; del a")
 
-    restored = await fresh.load(names=["a"])
+    restored = await session.load(names=["a"])
 
     assert [it.name for it in restored.variables] == ["a"]
-    assert await fresh.run("print(a, b)") == "1 mine\n"
+    assert await session.run("print(a, b)") == "1 mine\n"
 
 
 async def test_a_damaged_checkpoint_leaves_the_variables_as_they_were(session: Session) -> None:
@@ -408,19 +411,19 @@ async def test_a_damaged_checkpoint_leaves_the_variables_as_they_were(session: S
     assert await session.run("print(x)") == "now\n"
 
 
-async def test_loading_that_takes_too_long_leaves_the_variables_as_they_were(session: Session, fresh: Session) -> None:
+async def test_loading_that_takes_too_long_leaves_the_variables_as_they_were(session: Session) -> None:
     code = "import time\nclass Slow:\n    def __setstate__(self, state): time.sleep(600)\nx = 1; z = Slow(); z.a = 1"
     await session.run(code)
     await session.save()
-    await fresh.run("x = 'mine'")
+    await session.run("x = 'mine'; del z")
 
     with pytest.raises(CheckpointFailed, match=r"took longer than 0\.5 s"):
-        await fresh.load(timeout_s=0.5)
+        await session.load(timeout_s=0.5)
 
-    assert await fresh.run("print(x, 'z' in globals())") == "mine False\n"
+    assert await session.run("print(x, 'z' in globals())") == "mine False\n"
 
 
-async def test_a_checkpoint_comes_back_from_extents_of_packs(session: Session, fresh: Session) -> None:
+async def test_a_checkpoint_comes_back_from_extents_of_packs(session: Session) -> None:
     await session.run("import numpy as np; a = np.arange(1_000_000); b = np.arange(70_000); c = ['x' * 100_000]")
     await session.save()
     extents: dict[str, list[Any]] = {}
@@ -438,11 +441,13 @@ async def test_a_checkpoint_comes_back_from_extents_of_packs(session: Session, f
         pack.close()
     (session.folder / "extents.json").write_text(json.dumps(extents))
 
-    restored = await fresh.load()
+    await session.run("del a, b, c")
+    restored = await session.load()
 
     assert restored.failed == []
     assert (
-        await fresh.run("a[5] = 0; print(int(a.sum()), int(b.sum()), len(c[0]))") == "499999499995 2449965000 100000\n"
+        await session.run("a[5] = 0; print(int(a.sum()), int(b.sum()), len(c[0]))")
+        == "499999499995 2449965000 100000\n"
     )
 
 
