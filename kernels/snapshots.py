@@ -46,6 +46,7 @@ from kernels.errors import (
 from kernels.manifests import Entry, Key, Location, Manifest, Stored, decode, encode
 from kernels.packs import Packer, Packs, workers, write_all
 from kernels.paths import Parts, Root, open_root, show
+from kernels.state_files import read_state
 from kernels.threads import in_thread, outcome
 from kernels.trees import Tree, chosen, link_tree, read_tree, write_tree
 from kernels.workspace import LocalWorkspace

@@ -61,7 +61,7 @@ class BetweenCells:
         if not done.done() and future.cancel():
             with contextlib.suppress(ValueError):
                 self._waiting.remove(asked)
-            raise Busy(f"A cell was running, and had not ended after {wait_s:g} s.")
+            raise Busy("A cell was running, and did not end in time.")
         return await done
 
     def _turn(self) -> None:

@@ -76,21 +76,20 @@ def _joined(folder: str, name: str, size: int, extents: list[Extent]) -> memoryv
         raise CheckpointError(f"The extents of the checkpoint's `{name}` do not follow each other by whole blocks.")
     if not size:
         return memoryview(b"")
+    merged = list(_merged(extents))
+    for extent in merged:
+        with _opened(folder, extent.file) as fd:
+            if extent.offset + extent.length > os.fstat(fd).st_size:
+                raise CheckpointError(f"The checkpoint's {extent.file!r} is shorter than an extent of `{name}` says.")
     region = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # unmapped when nothing refers to it
     view = memoryview(region)
     address = ctypes.addressof(ctypes.c_char.from_buffer(region))
     at = 0
-    with contextlib.ExitStack() as stack:
-        files: dict[str, int] = {}
-        for number, extent in enumerate(_merged(extents)):
-            if extent.file not in files:
-                files[extent.file] = _opened(folder, extent.file, stack)
-            fd = files[extent.file]
-            if extent.offset + extent.length > os.fstat(fd).st_size:
-                raise CheckpointError(f"The checkpoint's {extent.file!r} is shorter than an extent of `{name}` says.")
+    for number, extent in enumerate(merged):
+        with _opened(folder, extent.file) as fd:
             if number >= _MOST_MAPPED or not _map(address + at, extent.length, fd, extent.offset):
                 _read(view[at : at + extent.length], fd, extent.offset)
-            at += extent.length
+        at += extent.length
     return view
 
 
@@ -110,12 +109,15 @@ def _merged(extents: list[Extent]) -> Iterator[Extent]:
         yield last
 
 
-def _opened(folder: str, name: str, stack: contextlib.ExitStack) -> int:
+@contextlib.contextmanager
+def _opened(folder: str, name: str) -> Iterator[int]:
     fd = os.open(os.path.join(folder, name), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    stack.callback(os.close, fd)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        raise CheckpointError(f"The checkpoint's {name!r} is no file.")
-    return fd
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise CheckpointError(f"The checkpoint's {name!r} is no file.")
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def _map(address: int, length: int, fd: int, offset: int) -> bool:

@@ -49,7 +49,7 @@ class CheckpointRequests:
         try:
             await asyncio.wait_for(self._one_at_a_time.acquire(), max(wait_s, A_MOMENT_S))
         except asyncio.TimeoutError:  # noqa: UP041 - not the same before Python 3.11
-            raise Busy(f"Another checkpoint was under way, and had not ended after {wait_s:g} s.") from None
+            raise Busy("Another checkpoint was under way, and did not end in time.") from None
         try:
             return await work(until - time.monotonic())
         finally:
