@@ -306,7 +306,8 @@ class Keepers:
         )  # fmt: skip
         _, words = await process.communicate()
         if process.returncode != 0:
-            raise StartFailed(f"The keeper of this machine does not start: {words.decode(errors='replace').strip()}")
+            why = words.decode(errors="replace").strip() or f"{self._folders.log} tells why"
+            raise StartFailed(f"The keeper of this machine does not start: {why}")
 
 
 def clear_away(file: Path) -> None:
