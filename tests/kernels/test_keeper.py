@@ -21,7 +21,7 @@ from kernels.engine import Kept, Launch, Limits
 from kernels.engines.keepers import KEEPER_ENDED
 from kernels.engines.local import LocalEngine
 from kernels.errors import KernelGone, Refused, StartFailed
-from kernels.journaled import past_runs, retold
+from kernels.journaled import may_follow, past_runs, retold
 from kernels.kernel import Execution, Kernel, attached, running
 from kernels.messages import Wire
 from kernels.outputs import Event
@@ -80,6 +80,12 @@ def resuming(engine: LocalEngine, kernel: Kernel, begun: dict[str, Any], events:
     )  # fmt: skip
 
 
+async def has_ended(engine: LocalEngine, kernel_id: str, run_id: str) -> bool:
+    """Whether the journal has the end of a run."""
+    entries = [entry async for entry in engine.journal(kernel_id)]
+    return any(may_follow(entry, run_id) and b'"idle"' in entry.frames[-1] for entry in entries)
+
+
 async def run(kernel: Kernel, code: str) -> str:
     """What a cell printed."""
     rest: dict[str, Any] = {"on_input": lambda prompt, password: None, "output_limit_bytes": 10_000_000}
@@ -129,16 +135,17 @@ async def test_a_run_that_was_under_way_goes_on_and_all_of_its_output_is_there_o
 async def test_a_run_that_ended_while_nobody_was_there_is_told_whole(
     tmp_path: Path, context: zmq.asyncio.Context, ending: str, status: str
 ) -> None:
-    code = f"import time\nfor n in range(200): print(n); time.sleep(0.003)\nopen('done', 'x')\n{ending}"
+    code = f"import time\nfor n in range(200): print(n); time.sleep(0.003)\n{ending}"
     async with leaving(tmp_path, "python3", "x = 41", code) as begun:
         pass
     engine, events = LocalEngine(tmp_path), list[Event]()
 
     async with engine.opened():
+        kept = await only_kept(engine)
         async with asyncio.timeout(20):
-            while not (tmp_path / "sessions" / "place" / "workspace" / "done").exists():
+            while not await has_ended(engine, kept.kernel_id, begun["run_id"]):
                 await asyncio.sleep(0.05)
-        async with attached(engine, await only_kept(engine), context, 60) as kernel:
+        async with attached(engine, kept, context, 60) as kernel:
             async with resuming(engine, kernel, begun, events) as cell:
                 reply = await kernel.finish(cell)
             runs = await past_runs(engine.journal(kernel.id), kernel.channels.wire)
@@ -154,6 +161,28 @@ async def test_a_run_that_ended_while_nobody_was_there_is_told_whole(
     assert runs[1].run_id == begun["run_id"]
     assert runs[1].started_at == pytest.approx(begun["started_at"], abs=5)
     assert again == "41\n"
+
+
+@pytest.mark.slow
+async def test_of_a_flood_that_was_under_way_nothing_is_missing_and_nothing_comes_twice(
+    tmp_path: Path, context: zmq.asyncio.Context
+) -> None:
+    code = "for n in range(20_000): print(n, flush=True)"
+    async with leaving(tmp_path, "python3", "x = 41", code, events=500) as begun:
+        pass
+
+    engine = LocalEngine(tmp_path)
+    async with (
+        engine.opened(),
+        attached(engine, await only_kept(engine), context, 60) as kernel,
+        resuming(engine, kernel, begun, []) as cell,
+    ):
+        under_way = not cell.ended
+        await kernel.finish(cell)
+
+    assert under_way
+    assert text_of(cell) == "".join(f"{n}\n" for n in range(20_000))
+    assert not cell.outputs.truncated
 
 
 async def test_a_run_that_was_taken_over_can_be_interrupted(tmp_path: Path, context: zmq.asyncio.Context) -> None:
