@@ -42,6 +42,7 @@ from gateway.stores.base import Store
 from gateway.stores.sqlite import SqliteStore
 from kernels.engine import Engine
 from kernels.engines.local import LocalEngine
+from kernels.errors import StartFailed
 
 log = logging.getLogger(__name__)
 
@@ -158,6 +159,19 @@ async def _opened(store: Store, settings: Settings) -> AsyncIterator[None]:
         yield
 
 
+@asynccontextmanager
+async def _ready(engine: LocalEngine) -> AsyncIterator[None]:
+    """The engine, opened until the block is left. Raises `CannotStart`."""
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            await stack.enter_async_context(engine.opened())
+        except StartFailed as error:
+            raise CannotStart(f"--data-dir: {error.sentence}") from None
+        except OSError as error:
+            raise CannotStart(f"--data-dir: {error.filename} can't be used: {error.strerror}") from None
+        yield
+
+
 @contextlib.contextmanager
 def claimed(data_dir: Path) -> Any:
     """The data folder, for this process alone. Yields the id that a gateway on this folder goes by."""
@@ -189,11 +203,12 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
         if "gateway_id" not in settings.model_fields_set:
             settings = settings.model_copy(update={"gateway_id": gateway_id})
         sockets = _bind(settings)
-        store, engine, metrics = make_store(settings), LocalEngine(settings.data_dir, settings.blobs), Metrics()
+        store, metrics = make_store(settings), Metrics()
+        engine = LocalEngine(settings.data_dir, settings.blobs, journal_bytes=settings.journal_limit_bytes)
         context = zmq.asyncio.Context()
         context.set(zmq.MAX_SOCKETS, _MOST_SOCKETS)
         try:
-            async with _opened(store, settings), engine.opened(), tasks() as background:
+            async with _opened(store, settings), _ready(engine), tasks() as background:
                 orphans = await engine.end_orphans()
                 if orphans:
                     log.warning("%d kernels of an earlier gateway were ended", orphans)

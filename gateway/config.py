@@ -86,6 +86,9 @@ class Settings(BaseSettings):
     output_limit_bytes: Annotated[int, Field(ge=1000)] = 10 * MEBI
     body_limit_bytes: Annotated[int, Field(ge=1000)] = 32 * MEBI
     upload_limit_bytes: Annotated[int, Field(ge=1000)] = 64 * 1024 * MEBI
+    journal_limit_bytes: Annotated[int, Field(ge=MEBI)] = Field(
+        default=64 * MEBI, description="what is kept on disk of what a kernel published, for the next gateway to tell"
+    )
     queue_limit: Annotated[int, Field(ge=1)] = Field(default=1000, description="runs that wait for one session")
     live_limit: Annotated[int, Field(ge=1)] = Field(default=200, description="kernels that run at once")
     start_concurrency: Annotated[int, Field(ge=1)] = max(2, os.cpu_count() or 2)

@@ -33,6 +33,8 @@ MARK = "SESSION_GATEWAY_KERNEL"  # in the environment of all that runs for a ker
 
 _CHANNELS = ("shell", "iopub", "stdin", "control", "hb")
 _LAST_WORDS_S = 0.05  # how long after its death a kernel's messages are still read
+_BATCH_S = 0.005
+_BREATH_BYTES = 2**20
 _BREATH = 256  # messages that are journaled before others get their turn
 
 
@@ -210,29 +212,45 @@ class Journaling:
         self._socket.subscribe(b"")
         connection = child.connection
         self._socket.connect(f"ipc://{connection['ip']}-{connection['iopub_port']}")
+        self._fd = self._socket.fileno()
         self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(self._socket.fileno(), self._read)
         self._read()
 
+    def _read_soon(self) -> None:
+        """What comes one by one is read in batches: a fraction of the work, and nobody waits for it."""
+        self._loop.remove_reader(self._fd)
+        self._loop.call_later(_BATCH_S if self._child.heard.is_set() else 0, self._read)
+
     def _read(self) -> None:
-        """The socket tells once that there is something: read until there is nothing."""
+        """Until there is nothing: only then does the socket tell again that there is something."""
         if self._socket.closed:
             return
-        messages: list[list[bytes]] = []
-        with contextlib.suppress(zmq.Again):
-            while len(messages) < _BREATH:
-                messages.append(self._socket.recv_multipart(zmq.NOBLOCK))
-        if messages:
-            self._writer.add(messages)
-            if not self._child.heard.is_set():
-                self._child.heard.set()
-                self._tell_heard()
-        if len(messages) == _BREATH:
+        if self._read_some():
             self._loop.call_soon(self._read)
+        else:
+            self._loop.add_reader(self._fd, self._read_soon)
+
+    def _read_some(self) -> bool:
+        """Whether there may be more."""
+        messages: list[list[bytes]] = []
+        size_bytes = 0
+        with contextlib.suppress(zmq.Again):
+            while len(messages) < _BREATH and size_bytes < _BREATH_BYTES:
+                messages.append(self._socket.recv_multipart(zmq.NOBLOCK))
+                size_bytes += len(messages[-1][-1])
+        if not messages:
+            return False
+        self._writer.add(messages)
+        if not self._child.heard.is_set():
+            self._child.heard.set()
+            self._tell_heard()
+        return True
 
     def close(self) -> None:
         if not self._socket.closed:
-            self._loop.remove_reader(self._socket.fileno())
+            while self._read_some():  # its last words
+                pass
+            self._loop.remove_reader(self._fd)
             self._socket.close()
         self._writer.close()
 

@@ -330,6 +330,8 @@ class Keeper:
         if former is not gateway:
             former.tell({"event": "taken", "kernel_id": kernel_id})
             self._owners[kernel_id] = gateway
+            if former in self._gateways:  # it is there yet: two that go by one name would take it from each other
+                child.connection = {**child.connection, "session": uuid4().hex}
         return child.record(self.id)
 
     def _commanded(self, gateway: Gateway, kernel_id: str) -> Child | None:
@@ -449,11 +451,13 @@ def main(data_dir: Path, version: str) -> None:
     started, tell_started = os.pipe()
     if os.fork():
         os.close(tell_started)
-        sys.exit(0 if os.read(started, 1) else "The keeper could not be started; keeper.log says why.")
+        sys.exit(0 if os.read(started, 1) else 1)
     os.close(started)
-    data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     path = Folders(data_dir).log
-    _detach(path)
+    try:
+        _detach(path)
+    except OSError as error:
+        sys.exit(f"{path} can't be written: {error.strerror}")
     handler = BoundedLog(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])

@@ -30,6 +30,9 @@ _START_S = 30.0
 _END_S = 10.0
 _PASSED_ON = ("PATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
 
+# Memory that a flood took is given back: no arena per thread, and nothing large among the small.
+_THRIFTY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "131072"}
+
 
 class KeptProcess:
     """A kernel that a keeper is the parent of."""
@@ -298,7 +301,7 @@ class Keepers:
 
     async def _start_one(self) -> None:
         """Returns when one serves; maybe another one than was started here."""
-        env = {name: value for name, value in os.environ.items() if name in _PASSED_ON}
+        env = {name: value for name, value in os.environ.items() if name in _PASSED_ON} | _THRIFTY
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-P", "-m", "kernels.keeper", str(self._folders.data_dir), self._version,
             env=env, cwd="/", stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,
@@ -306,7 +309,8 @@ class Keepers:
         )  # fmt: skip
         _, words = await process.communicate()
         if process.returncode != 0:
-            raise StartFailed(f"The keeper of this machine does not start: {words.decode(errors='replace').strip()}")
+            why = words.decode(errors="replace").strip() or f"{self._folders.log} tells why"
+            raise StartFailed(f"The keeper of this machine does not start: {why}")
 
 
 def clear_away(file: Path) -> None:

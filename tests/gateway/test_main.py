@@ -214,6 +214,23 @@ async def test_a_store_that_can_not_be_opened_is_one_sentence_without_its_passwo
     assert "hush-hush" not in words
 
 
+@pytest.mark.parametrize("planted", ["keeper.log", "keepers"])
+async def test_a_keeper_that_can_not_start_is_one_sentence(tmp_path: Path, planted: str) -> None:
+    path = tmp_path / "refused" / planted
+    path.parent.mkdir()
+    if planted == "keepers":
+        path.touch()
+    else:
+        path.mkdir()
+
+    code, words = await refused(tmp_path)
+
+    assert code == 1
+    assert words.startswith("gateway: --data-dir: ")
+    assert words.count("\n") == 1
+    assert str(path) in words
+
+
 @pytest.mark.parametrize(
     ("setting", "value"),
     [

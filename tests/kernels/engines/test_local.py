@@ -16,7 +16,8 @@ import pytest_asyncio
 import zmq.asyncio
 
 from kernels import processes
-from kernels.engine import Launch, Limits, SetupStep
+from kernels.children import Child, MemoryWatch, Order, connection_at
+from kernels.engine import Launch, SetupStep
 from kernels.engines.local import LocalEngine
 from kernels.engines.overlay import Overlay, probe
 from kernels.errors import StartFailed
@@ -307,7 +308,7 @@ async def test_only_what_this_start_printed_is_quoted(engine: LocalEngine, tmp_p
 
 
 async def test_the_watch_over_memory_survives_what_nobody_foresaw(
-    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage, calls = processes.usage, 0
 
@@ -319,8 +320,15 @@ async def test_the_watch_over_memory_survives_what_nobody_foresaw(
         return usage(pid)
 
     monkeypatch.setattr(processes, "usage", fails_at_first)
-    async with engine.start(launch(engine, limits=Limits(memory_bytes=1_000_000))) as process:
-        async with asyncio.timeout(30):
-            exit_ = await process.ended()
+    hoard = [sys.executable, "-c", "import time; hoard = b'x' * 50_000_000; time.sleep(600)"]
+    order = Order("hoarder", hoard, dict(os.environ), str(tmp_path), str(tmp_path / "logs" / "log"), 10_000_000, 0, {})
+    child = Child(order, connection_at(tmp_path / "folder", "hoard"), tmp_path / "folder")
+    child.launch()
+    watching = asyncio.create_task(MemoryWatch({child.id: child}).watch())
+    async with asyncio.timeout(30):
+        exit_ = await child.ended()
+    watching.cancel()
+    await asyncio.wait({watching})
 
+    assert calls > 1
     assert exit_.out_of_memory
