@@ -143,7 +143,6 @@ async def test_after_a_kill_the_documents_tell_the_truth(tmp_path: Path, marker:
                 while len(marked(marker)) < 2:
                     await asyncio.sleep(0.05)
             running = (await api.get("/api/sessions/one/executions"))["executions"]
-            runtime = runtime_folder(gateway)
 
             await gateway.kill()
 
@@ -153,19 +152,21 @@ async def test_after_a_kill_the_documents_tell_the_truth(tmp_path: Path, marker:
             executions = (await again.get("/api/sessions/one/executions"))["executions"]
             left = marked(marker)
             idle = await again.run("idle", "open('kept.txt').read()")
+            never = await again.get(f"/api/sessions/one/executions/{accepted['execution_id']}")
+            await again.post("/api/sessions/one/interrupt")
+            stopped = await again.get(f"/api/sessions/one/executions/{executions[1]['execution_id']}")
             after = await again.run("one", "1 + 1")
             await again.call("DELETE", "/api/sessions/setting-up")
 
     assert len(running) == 2
-    assert documents["idle"]["state"] == "IDLE"
-    assert documents["one"]["state"] == "ERROR"
-    assert "gateway" in documents["one"]["state_reason"]
-    assert {one["execution_id"] for one in executions} >= {accepted["execution_id"]}
-    assert [(one["status"], one["state_kept"]) for one in executions] == [("died", False)] * 2
-    assert all("gateway" in one["error"]["evalue"] for one in executions)
-    assert left == []
+    assert documents["idle"]["state"] == "READY"
+    assert documents["one"]["state"] == "BUSY"
+    assert [one["execution_id"] for one in executions] == [one["execution_id"] for one in running]
+    assert (never["status"], never["error"]["ename"]) == ("interrupted", "GatewayStopped")
+    assert (stopped["status"], stopped["state_kept"]) == ("interrupted", True)
+    assert len(left) == 1  # what the run has started
     assert (idle["result"], after["result"]) == ("'file'", "2")
-    assert not runtime.exists()
+    assert marked(marker) == []
 
 
 @pytest.mark.slow
