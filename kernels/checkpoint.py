@@ -40,7 +40,10 @@ class Unsaved:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What was written. The session stood still for `pause_ms`; `method_reason` says why it was not a fork."""
+    """What was written. The session stood still for `pause_ms`; `method_reason` says why it was not a fork.
+
+    `packages` are those that were imported, with their versions.
+    """
 
     method: Literal["fork", "in-process"]
     method_reason: str
@@ -48,6 +51,7 @@ class Checkpoint:
     variables: list[Variable]
     unsaved: list[Unsaved]
     warnings: list[str]
+    packages: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +80,7 @@ async def save(channels: Channels, folder: str, *, wait_s: float, timeout_s: flo
         variables=_listed(answer, "variables", _variable, warnings),
         unsaved=_listed(answer, "unsaved", _unsaved, warnings),
         warnings=_listed(answer, "warnings", _warning, warnings) + warnings,
+        packages=_versions(answer.get("packages")),
     )
 
 
@@ -125,6 +130,13 @@ def _variable(one: Any) -> Variable:
 def _unsaved(one: Any) -> Unsaved:
     reason = _text(one, "reason")
     return Unsaved(name=_text(one, "name"), type=_text(one, "type"), reason=reason, part=one.get("part") is True)
+
+
+def _versions(packages: Any) -> dict[str, str]:
+    if not isinstance(packages, dict):
+        raise CheckpointFailed("The kernel's answer is no report of a checkpoint.")
+    names = list(packages)[:_MOST_LISTED]
+    return {_text({"name": name}, "name"): _text(packages, name) for name in names}
 
 
 def _warning(one: Any) -> str:

@@ -52,6 +52,7 @@ class _State:
     unsaved: list[UnsavedVariable] = field(default_factory=list)
     note: str | None = None
     python: str | None = None
+    packages: dict[str, str] = field(default_factory=dict)
 
 
 class Vault:
@@ -93,12 +94,14 @@ class Vault:
         saved = await checkpoint.save(
             kernel.channels, folder, wait_s=wait_s, timeout_s=self._settings.checkpoint_timeout_s
         )
-        note = None if saved.method == "fork" else f"They were saved between two cells: {saved.method_reason}"
+        notes = [] if saved.method == "fork" else [f"They were saved between two cells: {saved.method_reason}"]
+        notes += saved.warnings
         return _State(
             folder=folder,
             variables=[{"name": one.name, "type": one.type, "size": one.size} for one in saved.variables],
             unsaved=[_unsaved(one) for one in saved.unsaved],
-            note=note,
+            note=" ".join(notes) or None,
+            packages=saved.packages,
             python=kernel.info.get("language_info", {}).get("version"),
         )
 
@@ -113,6 +116,7 @@ class Vault:
             variables=list(before.facts.get("variables", [])),
             unsaved=[UnsavedVariable.model_validate(one) for one in before.facts.get("unsaved", [])],
             python=before.facts.get("python"),
+            packages=before.facts.get("packages", {}),
         )
 
     # Bringing back
@@ -136,11 +140,10 @@ class Vault:
         if session.state_only is not None:
             wanted = set(session.state_only)
             not_carried = [one for one in not_carried if one.name in wanted]
+        not_carried += [_remark(warning) for warning in restored.warnings]
         if session.last_run_at is not None and (session.saved_at is None or session.last_run_at > session.saved_at):
             since = "the session began" if session.saved_at is None else f"{session.saved_at:%Y-%m-%d %H:%M:%S} UTC"
-            not_carried.append(UnsavedVariable(
-                name="*", type="", reason=f"What ran after {since} had not been saved when the kernel ended.", part=True
-            ))  # fmt: skip
+            not_carried.append(_remark(f"What ran after {since} had not been saved when the kernel ended."))
         return not_carried
 
     async def settle_files(self, session: Session) -> bool:
@@ -222,6 +225,11 @@ def _unsaved(one: checkpoint.Unsaved) -> UnsavedVariable:
     return UnsavedVariable(name=one.name, type=one.type, reason=one.reason, part=one.part)
 
 
+def _remark(sentence: str) -> UnsavedVariable:
+    """Something about all variables."""
+    return UnsavedVariable(name="*", type="", reason=sentence, part=True)
+
+
 def _facts(session: Session, name: str | None, kind: SnapshotKind, state: _State, *, files: bool) -> dict[str, Any]:
     """What the manifest tells of the session, so that it is understood without its gateway."""
     return {
@@ -233,6 +241,7 @@ def _facts(session: Session, name: str | None, kind: SnapshotKind, state: _State
         "language": session.language,
         "kernel": session.kernel,
         "python": state.python,
+        "packages": state.packages,
         "variables": state.variables,
         "unsaved": [one.model_dump() for one in state.unsaved],
         "state_note": state.note,

@@ -42,6 +42,7 @@ _SHELL_PARTS = (
     *("magics_manager", "alias_manager", "display_formatter", "extension_manager", "prefilter_manager", "compile"),
     *("Completer", "kernel", "parent", "builtin_trap", "input_transformer_manager", "meta", "payload_manager"),
 )
+_MOST_PACKAGES = 1000
 _MODULE_NAMES = frozenset(f"__{name}__" for name in ("builtins", "doc", "loader", "name", "package", "spec"))
 _HISTORY_NAME = re.compile(r"_(i\d*|ii|iii|\d+|_|__|oh|ih|dh|sh)?")
 
@@ -76,6 +77,7 @@ def _dumped(shell: Any, folder: str) -> dict[str, Any]:
     state = {
         "format": FORMAT,
         "python": platform.python_version(),
+        "packages": _packages(),
         "anchors": list(known),
         "order": [name for name in shell.user_ns if type(name) is str],
         "roots": written,
@@ -85,7 +87,12 @@ def _dumped(shell: Any, folder: str) -> dict[str, Any]:
         "warnings": [*notes, *rules.warnings],
     }
     _write_state(folder, state)
-    return {"variables": _variables(written), "unsaved": unsaved, "warnings": state["warnings"]}
+    return {
+        "variables": _variables(written),
+        "unsaved": unsaved,
+        "warnings": state["warnings"],
+        "packages": state["packages"],
+    }
 
 
 def load(shell: Any, folder: str, names: Iterable[str] | None = None) -> dict[str, Any]:
@@ -130,6 +137,12 @@ def load(shell: Any, folder: str, names: Iterable[str] | None = None) -> dict[st
     gone = unwanted.union(it["name"] for it in failed if not it["part"])
     back = [it for it in variables if it["name"] not in gone]
     warned = [] if state["python"] == platform.python_version() else [f"It was saved by Python {state['python']}."]
+    here = _packages()
+    warned += [
+        f"It was saved with {name} {version}; here is {here[name]}."
+        for name, version in state.get("packages", {}).items()
+        if here.get(name, version) != version
+    ]
     return {
         "variables": back,
         "unsaved": state["unsaved"],
@@ -159,6 +172,16 @@ def _anchors(shell: Any) -> dict[str, Any]:
     plain: tuple[Any, ...] = (str, bytes, int, float, bool, type(None), tuple)
     by_address = {id(value): key for key, value in reversed(found.items()) if type(value) not in plain}
     return {key: found[key] for key in found if by_address.get(id(found[key])) == key}
+
+
+def _packages() -> dict[str, str]:
+    """The versions of the packages that are imported, as far as they tell."""
+    found: dict[str, str] = {}
+    for name, module in list(sys.modules.items()):
+        version = vars(module).get("__version__") if type(module) is types.ModuleType else None
+        if type(version) is str and "." not in name and len(found) < _MOST_PACKAGES:
+            found[name] = version[:100]
+    return found
 
 
 def _roots(shell: Any, modules: dict[str, Any], notes: list[str]) -> Iterator[tuple[str, str, Any]]:

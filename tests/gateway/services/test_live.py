@@ -70,7 +70,10 @@ async def test_the_runs_behind_a_dead_kernel_get_a_new_one(api: Api, session_id:
     await api.run(session_id, "x = 1")
     codes = ["import os, time; time.sleep(0.3); os._exit(1)", "'x' in globals()", "y = 2", "y"]
 
-    answers = await asyncio.gather(*(api.run(session_id, code) for code in codes))
+    path = f"/api/sessions/{session_id}"
+    sent = [await api.post(f"{path}/run", {"code": code, "background": True}, 202) for code in codes]
+    await api.run(session_id, "1")
+    answers = [await api.get(f"{path}/executions/{one['execution_id']}") for one in sent]
 
     assert [answer["status"] for answer in answers] == ["died", "ok", "ok", "ok"]
     assert [answer["result"] for answer in answers] == [None, "False", None, "2"]

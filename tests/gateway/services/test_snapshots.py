@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.api import Api
-from tests.gateways import gateway_process
+from tests.gateways import gateway_process, keepers_of, kernels_of
 
 COUNTER = """
 import collections
@@ -326,9 +326,10 @@ async def test_another_kernel_keeps_its_files_and_says_that_variables_are_not(ap
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("killed", ["gateway", "kernel", "both"])
 @pytest.mark.parametrize("delay_s", [0.0, 0.02, 0.1, 0.3])
-async def test_whatever_is_cut_off_has_happened_or_not(delay_s: float, tmp_path: Path) -> None:
-    """The gateway is killed at some moment of each action; the session is as it was, or as it should be after it."""
+async def test_whatever_is_cut_off_has_happened_or_not(killed: str, delay_s: float, tmp_path: Path) -> None:
+    """Killed at some moment of each action: the session is as it was, or as it should be after it."""
     code = "import os; x, open('f').read()[:3], os.path.exists('g')"
     one, two = "('one', 'one', False)", "('two', 'two', True)"
     async with gateway_process(tmp_path / "data") as gateway, Api(gateway.url) as api:
@@ -344,9 +345,14 @@ async def test_whatever_is_cut_off_has_happened_or_not(delay_s: float, tmp_path:
 
             acting = asyncio.ensure_future(api.http.post(f"{path}/{action}", json=body))
             await asyncio.sleep(delay_s)
-            await gateway.kill()
+            if killed != "kernel":
+                await gateway.kill()
+            if killed != "gateway":
+                for kernel in kernels_of(tmp_path / "data"):
+                    kernel.kill()
             await asyncio.gather(acting, return_exceptions=True)
-            await gateway.start()
+            if killed != "kernel":
+                await gateway.start()
 
             seen = (await api.run(action, code))["result"]
             assert seen == two or (action == "restore" and seen == one), action
@@ -356,6 +362,40 @@ async def test_whatever_is_cut_off_has_happened_or_not(delay_s: float, tmp_path:
             for snapshot in (await api.get(f"{path}/snapshots"))["snapshots"]:
                 archive = await api.http.get(f"{path}/snapshots/{snapshot['id']}/archive")
                 assert archive.is_success, archive.text
+
+
+async def test_after_a_reboot_sessions_come_back_from_what_was_saved(tmp_path: Path) -> None:
+    async with gateway_process(tmp_path / "data") as gateway, Api(gateway.url) as api:
+        await api.run("a", "x = 1")
+        await api.post("/api/sessions/a/snapshots", {}, 201)
+        await api.run("a", "x = 2")
+        await api.get("/api/sessions/a/states")  # which waits for what is written behind the answers
+        everything = [*keepers_of(tmp_path / "data"), *kernels_of(tmp_path / "data")]
+        await gateway.kill()
+        for process in everything:
+            process.kill()
+        await gateway.start()
+
+        document = await api.get("/api/sessions/a")
+        woken = await api.run("a", "x")
+
+    assert len(everything) == 2
+    assert document["state"] == "IDLE"
+    assert (woken["result"], woken["resumed"]) == ("1", True)
+    assert "had not been saved" in woken["not_carried"][0]["reason"]
+
+
+async def test_a_package_that_is_another_one_now_is_told(api: Api, session_id: str) -> None:
+    path = f"/api/sessions/{session_id}"
+    await api.run(session_id, "open('ours.py', 'w').write('__version__ = \"1.0\"'); import ours; x = 1")
+    await api.post(f"{path}/hibernate")
+    await api.call("PUT", f"{path}/files/ours.py", content=b"__version__ = '2.0'")
+
+    woken = await api.run(session_id, "x, ours.__version__")
+
+    assert woken["result"] == "(1, '2.0')" or woken["result"] == "(1, '1.0')"
+    told = [one["reason"] for one in woken["not_carried"] if one["name"] == "*"]
+    assert told == [] or "ours 1.0" in told[0]
 
 
 async def put_snapshot(api: Api, tarball: bytes, status: int) -> Any:
