@@ -24,6 +24,10 @@ class KernelGone(KernelsError):
     """The kernel has ended, or ended while it was asked."""
 
 
+class NeverArrived(KernelsError):
+    """The kernel does not run this, and nothing tells that it ever has."""
+
+
 class Refused(KernelsError):
     """The kernel was adopted by somebody who came later: nobody else commands it."""
 

@@ -17,7 +17,7 @@ import zmq.asyncio
 
 from kernels.channels import Channels, Request, connected
 from kernels.engine import Engine, Exit, Kept, KernelProcess, Kernelspec, Launch
-from kernels.errors import KernelGone, KernelsError, NotOffered, StartFailed
+from kernels.errors import KernelGone, KernelsError, NeverArrived, NotOffered, StartFailed
 from kernels.fstrings import for_python_before_312
 from kernels.journal import Entry
 from kernels.journaled import RunOf, Verdict, count_of, may_follow
@@ -88,6 +88,16 @@ class Resumed(Execution):
         if self.request.idle_seen and not self.ended:
             wire = self._channels.wire
             self.request.got_reply(wire.read(wire.request("execute_reply", self._verdict.reply())[1]))
+
+    def is_over(self) -> None:
+        """The kernel is free, though the cell's end was not heard: it was lost, or the cell never arrived."""
+        if self.ended:
+            return
+        if not self._verdict.began:
+            self.request.fail(NeverArrived("The kernel never got this run."))
+        self.outputs.truncated = True
+        self.request.got_idle()
+        self.never_answered()
 
     def await_reply(self) -> None:
         asyncio.get_running_loop().call_later(_LOST_REPLY_S, self.never_answered)
@@ -284,12 +294,20 @@ class Kernel:
                 self._current = None
 
     async def finish(self, execution: Execution) -> dict[str, Any]:
-        """Wait for the cell's end; the content of its reply. Raises `KernelGone`."""
+        """Wait for the cell's end; the content of its reply. Raises `KernelGone`, `NeverArrived` if it was resumed."""
         done = execution.request.done
+        later: Request | None = None
         while not done.done():
             await asyncio.wait({done}, timeout=_LOST_IDLE_S)
-            if not done.done() and execution.request.reply is not None:
+            if done.done():
+                break
+            if execution.request.reply is not None:
                 await self._look_for_idle(execution)
+            elif isinstance(execution, Resumed):
+                if later is None:
+                    later = await self.channels.send("shell", "kernel_info_request", {}, wants_idle=True)
+                elif later.done.done():
+                    execution.is_over()
         try:
             reply = await done
         except _NeverBegan:

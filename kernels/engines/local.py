@@ -40,7 +40,7 @@ from kernels.workspace import LocalWorkspace
 log = logging.getLogger(__name__)
 
 _LAUNCHER = str(Path(__file__).parent.parent / "inside" / "launcher.py")
-_READ_BYTES = 2**20
+_READ_BYTES = 2**18
 _LOOKS_FOR_EXIT = 50
 _REMEMBERED_WORKSPACES = 2000
 _PASSED_ON = (

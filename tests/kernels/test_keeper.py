@@ -20,7 +20,7 @@ import zmq.asyncio
 from kernels.engine import Kept, Launch, Limits
 from kernels.engines.keepers import KEEPER_ENDED
 from kernels.engines.local import LocalEngine
-from kernels.errors import KernelGone, Refused, StartFailed
+from kernels.errors import KernelGone, NeverArrived, Refused, StartFailed
 from kernels.journaled import may_follow, past_runs, retold
 from kernels.kernel import Execution, Kernel, attached, running
 from kernels.messages import Wire
@@ -198,6 +198,20 @@ async def test_a_run_that_was_taken_over_can_be_interrupted(tmp_path: Path, cont
 
     assert (reply["status"], reply["ename"]) == ("error", "KeyboardInterrupt")
     assert (text_of(cell), after) == ("go\n", "41\n")
+
+
+async def test_a_run_that_never_arrived_is_told_so(tmp_path: Path, context: zmq.asyncio.Context) -> None:
+    async with leaving(tmp_path, "python3", "x = 41", "print('go', flush=True)") as begun:
+        pass
+
+    engine = LocalEngine(tmp_path)
+    async with engine.opened(), attached(engine, await only_kept(engine), context, 60) as kernel:
+        async with resuming(engine, kernel, {**begun, "run_id": "another"}, []) as cell:
+            with pytest.raises(NeverArrived):
+                await kernel.finish(cell)
+        after = await run(kernel, "print(x)")
+
+    assert after == "41\n"
 
 
 async def test_a_kernel_that_died_while_nobody_was_there_is_reported_with_its_end(tmp_path: Path) -> None:
