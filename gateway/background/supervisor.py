@@ -12,7 +12,6 @@ from gateway.models.sessions import Session
 from gateway.services.executions import ExecutionService
 from gateway.services.live import Live, settlement
 from gateway.services.recorder import Recorder
-from gateway.states import State
 from gateway.stores.base import Store
 from kernels.engine import Engine, Kept
 from kernels.errors import KernelsError
@@ -75,12 +74,10 @@ class Supervisor:
         if self._live.find(session.id) is not None:
             return  # not even to wait for who claims it: the next beat must be in time
         kept = self._kept.pop(session.uid, None)
-        if kept is not None and kept.exit is None and session.state is not State.IDLE:
+        if kept is not None and kept.exit is None:
             self._executions.take_over(await self._live.hold(session, kept))
             log.info("Session %r carries on with the kernel that it had", session.id)
             return
-        if kept is not None:
-            await self._end_kept(kept, kept.exit.reason if kept.exit is not None else "its session sleeps")
         async with self._live.claiming(session.uid):
             if self._live.find(session.id) is None:
                 await self._settle_claimed(session, kept)
@@ -88,10 +85,10 @@ class Supervisor:
     async def _settle_claimed(self, session: Session, kept: Kept | None) -> None:
         stale_before = now() - timedelta(seconds=self._settings.holder_timeout_s)
         session = await self._store.claim_session(session.uid, self._settings.gateway_id, stale_before)
-        why = "The gateway stopped while this run was under way."
-        if kept is not None and kept.exit is not None:
-            why = f"{why} {kept.exit.reason}"
-        await self._executions.end_lost(session.uid, why)
+        if kept is not None:
+            with contextlib.suppress(KernelsError):
+                await self._executions.end_with(session.uid, kept)
+        await self._executions.end_lost(session.uid, "The gateway stopped while this run was under way.")
         if settled := settlement(session):
             await self._store.move_session(session.uid, settled)
         await self._store.release_session(session.uid, self._settings.gateway_id)

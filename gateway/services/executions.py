@@ -40,11 +40,12 @@ from gateway.services.runs import Run
 from gateway.services.sessions import SessionService
 from gateway.states import State
 from gateway.stores.base import SessionChanges, Store
-from kernels.engine import Engine
+from kernels.engine import Engine, Exit, Kept
 from kernels.errors import KernelGone, KernelsError, NotOffered, StartFailed
-from kernels.journaled import PastRun, past_runs
+from kernels.journaled import PastRun, past_runs, retold
 from kernels.kernel import Execution as Cell
 from kernels.kernel import Kernel
+from kernels.messages import Wire
 from kernels.outputs import error_of
 
 log = logging.getLogger(__name__)
@@ -263,6 +264,21 @@ class ExecutionService:
             error = RunError(ename="GatewayStopped", evalue=why)
             ended = {"status": Status.DIED, "error": error, "state_kept": False, "finished_at": now()}
             await self._store.put_execution(lost.model_copy(update=ended))
+
+    async def end_with(self, uid: str, kept: Kept) -> None:
+        """End the records of runs whose kernel ended while nobody was there, with all that they had published."""
+        async with self._engine.adopt(kept.kernel_id) as process:
+            exit_, wire = await process.ended(), Wire.of(process.connection)
+            for record in await self._store.list_unfinished(uid):
+                told = await retold(
+                    self._engine.journal(kept.kernel_id), wire, record.id,
+                    output_limit_bytes=self._settings.output_limit_bytes,
+                )  # fmt: skip
+                record.outputs, record.truncated = told.outputs.as_nbformat(), told.outputs.truncated
+                record.execution_count = told.execution_count
+                record.status, record.error = _told_status(told.reply, exit_)
+                record.state_kept, record.finished_at = False, now()
+                await self._store.put_execution(record)
 
     async def _go_on(self, live: LiveSession, run: Run) -> None:
         try:
@@ -554,6 +570,12 @@ def _content(path: str, content: str | FileContent) -> bytes:
         return base64.b64decode(content.content, validate=True)
     except binascii.Error as error:
         raise Invalid(f"files.{path}.content: is not base64: {error}.", field=f"files.{path}.content") from None
+
+
+def _told_status(reply: dict[str, Any] | None, exit_: Exit) -> tuple[Status, RunError | None]:
+    if reply is None:
+        return Status.DIED, _error("KernelDied", exit_.reason)
+    return (Status.OK, None) if reply["status"] == "ok" else (Status.ERROR, RunError(**error_of(reply)))
 
 
 def _moment(unix_time: float | None) -> datetime:

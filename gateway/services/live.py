@@ -41,6 +41,7 @@ from kernels.errors import (
     SnapshotError,
     StartFailed,
 )  # fmt: skip
+from kernels.journaled import past_runs
 from kernels.kernel import Kernel, attached, running
 from kernels.messages import Message
 from kernels.outputs import Outputs
@@ -224,9 +225,7 @@ class LiveSession:
         stop.add_done_callback(lambda _: started.done() or owner.cancel())
         try:
             self._trouble = None
-            if kept is not None:
-                await self._keep_on(kept, started, stop)
-            else:
+            if kept is None or not await self._keep_on(kept, started, stop):
                 await self._keep(await self._prepared(), started, stop)
         except asyncio.CancelledError:
             if not stop.done():
@@ -260,12 +259,18 @@ class LiveSession:
         await self._set_up(launch)
         return launch
 
-    async def _keep_on(self, kept: Kept, started: asyncio.Future[Kernel], stop: asyncio.Future[str]) -> None:
+    async def _keep_on(self, kept: Kept, started: asyncio.Future[Kernel], stop: asyncio.Future[str]) -> bool:
+        """Serve with a kernel that was kept; False if its start had been cut off, so that it may lack variables."""
         tools = self._tools
         async with attached(tools.engine, kept, tools.context, tools.settings.start_timeout_s) as kernel:
+            if self.session.state not in (State.READY, State.BUSY) and not await past_runs(
+                tools.engine.journal(kernel.id), kernel.channels.wire
+            ):
+                return False
             with tools.metrics.kernels.track_inprogress():
                 self.variables_changed()  # nobody knows what ran since they were saved
                 await self._serve(kernel, started, stop)
+        return True
 
     async def _keep(self, launch: Launch, started: asyncio.Future[Kernel], stop: asyncio.Future[str]) -> None:
         tools, began = self._tools, time.perf_counter()

@@ -732,10 +732,13 @@ async def test_what_a_kernel_that_died_with_its_gateway_had_is_told(tmp_path: Pa
     async with gateway_process(tmp_path / "data") as gateway, Api(gateway.url) as api:
         await api.run("a", "x = 1")
         await api.post("/api/sessions/a/snapshots", {}, 201)
-        begun = await api.post("/api/sessions/a/run", {"code": "import time; time.sleep(60)", "background": True}, 202)
-        async with asyncio.timeout(20):
-            while (await api.get("/api/sessions/a"))["state"] != "BUSY":
-                await asyncio.sleep(0.01)
+        begun = await api.post(
+            "/api/sessions/a/run", {"code": "print('said'); import time; time.sleep(60)", "background": True}, 202
+        )
+        async with api.events(f"/api/sessions/a/executions/{begun['execution_id']}/events") as events:
+            async for event in events:
+                if event.kind == "stdout":
+                    break
         await api.get("/api/sessions/a/states")
         (kernel,) = kernels_of(tmp_path / "data")
         await gateway.kill()
@@ -746,6 +749,7 @@ async def test_what_a_kernel_that_died_with_its_gateway_had_is_told(tmp_path: Pa
         session = await api.get("/api/sessions/a")
         after = await api.run("a", "x")
 
-    assert (told["status"], told["state_kept"]) == ("died", False)
+    assert (told["status"], told["state_kept"], told["stdout"]) == ("died", False, "said\n")
+    assert "SIGKILL" in told["error"]["evalue"]
     assert session["state"] == "ERROR"
     assert (after["result"], after["resumed"]) == ("1", True)

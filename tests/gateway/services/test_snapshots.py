@@ -354,10 +354,10 @@ async def test_whatever_is_cut_off_has_happened_or_not(killed: str, delay_s: flo
             if killed != "kernel":
                 await gateway.start()
 
-            seen = (await api.run(action, code))["result"]
+            seen = await result_of(api, action, code)
             assert seen == two or (action == "restore" and seen == one), action
             if (await api.http.get("/api/sessions/copy")).is_success:
-                assert (await api.run("copy", code))["result"] == two
+                assert await result_of(api, "copy", code) == two
             assert not list((tmp_path / "data" / "unborn").glob("*"))
             for snapshot in (await api.get(f"{path}/snapshots"))["snapshots"]:
                 archive = await api.http.get(f"{path}/snapshots/{snapshot['id']}/archive")
@@ -396,6 +396,15 @@ async def test_a_package_that_is_another_one_now_is_told(api: Api, session_id: s
     assert woken["result"] == "(1, '2.0')" or woken["result"] == "(1, '1.0')"
     told = [one["reason"] for one in woken["not_carried"] if one["name"] == "*"]
     assert told == [] or "ours 1.0" in told[0]
+
+
+async def result_of(api: Api, session_id: str, code: str) -> str | None:
+    """Of a run that may be the one that finds its kernel dead."""
+    found = await api.run(session_id, code)
+    if found["status"] == "died":
+        found = await api.run(session_id, code)
+    result: str | None = found["result"]
+    return result
 
 
 async def put_snapshot(api: Api, tarball: bytes, status: int) -> Any:
