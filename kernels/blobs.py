@@ -12,6 +12,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from kernels.errors import BlobsAway
+
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
@@ -202,32 +204,37 @@ class ObjectBlobs:
         return cls(from_url(url, **options))
 
     def put_file(self, key: str, path: Path) -> None:
-        self._store.put(self._prefix + key, path)
+        with _reaching():
+            self._store.put(self._prefix + key, path)
 
     def put(self, key: str, data: bytes) -> None:
-        self._store.put(self._prefix + key, data)
+        with _reaching():
+            self._store.put(self._prefix + key, data)
 
     def get(self, key: str, start: int = 0, end: int | None = None) -> bytes:
-        if end is None:
-            return bytes(self._store.get(self._prefix + key).bytes())[start:]
-        end = min(end, self._store.head(self._prefix + key)["size"])
-        return bytes(self._store.get_range(self._prefix + key, start=start, end=end)) if start < end else b""
+        with _reaching():
+            if end is None:
+                return bytes(self._store.get(self._prefix + key).bytes())[start:]
+            end = min(end, self._store.head(self._prefix + key)["size"])
+            return bytes(self._store.get_range(self._prefix + key, start=start, end=end)) if start < end else b""
 
     def fetch(self, key: str, path: Path) -> None:
-        found = self._store.get(self._prefix + key)
-        with open(path, "xb") as file:
+        with _reaching(), open(path, "xb") as file:
+            found = self._store.get(self._prefix + key)
             file.writelines(found.stream(min_chunk_size=_PIECE_BYTES))
 
     def copy(self, source: str, target: str) -> None:
-        self._store.copy(self._prefix + source, self._prefix + target)
+        with _reaching():
+            self._store.copy(self._prefix + source, self._prefix + target)
 
     def sizes(self, place: str) -> dict[str, int]:
         start = f"{self._prefix}{place}/"
-        found = (it for batch in self._store.list(start) for it in batch)
-        return {it["path"].removeprefix(start): it["size"] for it in found}
+        with _reaching():
+            found = (it for batch in self._store.list(start) for it in batch)
+            return {it["path"].removeprefix(start): it["size"] for it in found}
 
     def delete(self, key: str) -> None:
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError), _reaching():
             self._store.delete(self._prefix + key)
 
     def remove(self, place: str) -> None:
@@ -239,3 +246,15 @@ class ObjectBlobs:
 
     def locked(self, place: str) -> AbstractContextManager[None]:
         return nullcontext()
+
+
+@contextmanager
+def _reaching() -> Iterator[None]:
+    """An object store that does not do what it is asked, told as one of our errors."""
+    from obstore.exceptions import BaseError
+
+    try:
+        yield
+    except BaseError as error:
+        what = str(error).partition("\n")[0][:300]
+        raise BlobsAway(f"The object store of the snapshots does not answer as it should: {what}") from error

@@ -102,5 +102,9 @@ class NewerSnapshot(SnapshotError):
         super().__init__(f"The snapshot {snapshot_id!r} has format {found}; this version reads up to {known}.")
 
 
+class BlobsAway(KernelsError):
+    """The object store of the snapshots can't be reached, or refuses; later it may work."""
+
+
 class NoSpace(SnapshotError):
     """The disk is full, or a limit on files is reached."""

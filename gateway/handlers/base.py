@@ -56,6 +56,10 @@ class SnapshotDamaged(errors.Invalid):
     code = "snapshot_damaged"
 
 
+class ObjectStoreAway(errors.Unavailable):
+    code = "object_store_unavailable"
+
+
 class SnapshotNewer(errors.Invalid):
     code = "snapshot_newer"
 
@@ -92,6 +96,7 @@ _OF_KERNELS: dict[type[kernel_errors.KernelsError], type[errors.GatewayError]] =
     kernel_errors.NoSuchSnapshot: errors.NotFound,
     kernel_errors.DamagedSnapshot: SnapshotDamaged,
     kernel_errors.NewerSnapshot: SnapshotNewer,
+    kernel_errors.BlobsAway: ObjectStoreAway,
     kernel_errors.NoSpace: errors.TooLarge,
     kernel_errors.SnapshotError: errors.Invalid,
 }

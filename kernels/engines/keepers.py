@@ -173,6 +173,8 @@ class Keeper:
         finally:
             self.lost = True
             self._writer.close()
+            with contextlib.suppress(OSError):
+                await self._writer.wait_closed()
             for answer, _ in self._asked.values():
                 if not answer.done():
                     answer.set_exception(KeeperLost())

@@ -44,7 +44,6 @@ async def test_every_command_of_the_readme_works(tmp_path: Path) -> None:
         '"name": "x"',
         '"code":"sum(range(10))"',
         "given",
-        '"kind":"manual"',
         '"parent_id":"demo"',
         '"stdout":"20\\n"',
         '"kind":"import"',

@@ -475,6 +475,7 @@ HOSTILE = [
     "{**good, 'unsaved': [{'name': 1, 'type': 'int', 'reason': 'x', 'part': False}]}",
     "{**good, 'pause_ms': 'long'}",
     "{**good, 'warnings': [{}]}",
+    "{**good, 'packages': ['numpy']}",
     "{'status': 'error', 'ename': 5, 'evalue': {}}",
 ]
 
@@ -485,7 +486,7 @@ async def test_a_kernel_that_answers_with_anything_else_is_an_error(session: Ses
         "    k = get_ipython().kernel; k.session.send(stream, 'session_gateway_reply', answer, parent, ident=ident)\n"
         "get_ipython().kernel.control_handlers['session_gateway_request'] = lie\n"
         "good = {'status': 'ok', 'method': 'fork', 'method_reason': '', 'pause_ms': 1, 'variables': [], 'unsaved': [], "
-        "'failed': [], 'warnings': []}"
+        "'failed': [], 'warnings': [], 'packages': {}}"
     )
     for answer in HOSTILE:
         await session.run(f"answer = {answer}")

@@ -215,7 +215,7 @@ async def test_an_idle_session_goes_to_sleep_and_the_next_run_wakes_it(api: Api,
     answer = await api.run(session_id, "('x' in globals(), open('kept.txt').read())")
 
     assert "idle" in document["state_reason"]
-    assert answer["result"] == "(False, 'file')"
+    assert answer["result"] == "(True, 'file')"
 
 
 async def test_a_session_that_runs_for_long_is_not_idle(api: Api, session_id: str) -> None:
