@@ -251,7 +251,7 @@ def _services(
             vault=vault,
         )
     )  # fmt: skip
-    sessions = SessionService(settings, store, engine, live, vault, recorder, background.spawn)
+    sessions = SessionService(settings, store, engine, live, recorder, background.spawn)
     return Services(
         settings=settings,
         store=store,

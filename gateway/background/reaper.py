@@ -56,7 +56,7 @@ class Reaper:
 
     def _sleeps(self, live: LiveSession) -> bool:
         """Whether there is nothing here that the store does not have, and nobody listens."""
-        without_kernel = live.kernel is None and not live.starting
+        without_kernel = live.kernel is None and not live.starting and not live.is_being_changed
         return without_kernel and live.session.persistent and live.events.followers == 0
 
     def _is_over(self, live: LiveSession, idle_s: float) -> bool:
@@ -76,7 +76,7 @@ class Reaper:
         except (Conflict, NotFound):
             pass  # it was used just now, or deleted
         except (GatewayError, KernelsError) as error:
-            log.warning("Session %r stays awake: %s", live.session.id, error)
+            log.warning("Session %r stays awake (%s)", live.session.id, type(error).__name__)
             live.touch()  # its document says why; it is tried again when it has been idle once more
         finally:
             self._under_way.discard(live.uid)

@@ -41,7 +41,7 @@ class Saver:
         except (KernelBusy, KernelGone):
             pass  # it was used just now, or has ended
         except (GatewayError, KernelsError) as error:
-            log.warning("Session %r could not be saved: %s", live.session.id, error)
+            log.warning("Session %r could not be saved (%s)", live.session.id, type(error).__name__)
         finally:
             ended = time.monotonic()
             pause_s = max(self._settings.autosave_interval_s, _SHARE_OF_TIME * (ended - began))

@@ -26,7 +26,7 @@ class Supervisor:
     ) -> None:  # fmt: skip
         self._engine = engine
         self._executions = executions
-        self._kept: dict[str, Kept] = {}  # by place: kernels that have outlived an earlier gateway
+        self._kept: list[Kept] = []  # kernels that have outlived an earlier gateway, and wait to be taken back
         self._settings = settings
         self._store = store
         self._live = live
@@ -34,7 +34,7 @@ class Supervisor:
 
     async def look_for_kept(self) -> None:
         """Find the kernels that have outlived an earlier gateway here; the next beats take them back, or end them."""
-        self._kept = {kept.place: kept for kept in await self._engine.kept()}
+        self._kept = await self._engine.kept()
 
     async def beat(self) -> None:
         """Say that we live; let go of what another has taken over; settle what dead gateways, or our last life, left.
@@ -55,13 +55,17 @@ class Supervisor:
             if live.uid not in ours:
                 live.lose("the store names another holder")
         self._recorder.renew_lease(beat_at)
+        settled = True
         for session in abandoned:
             try:
                 await self._settle(session)
             except GatewayError as error:
+                settled = False
                 log.warning("Session %r could not be settled: %s", session.id, error.sentence)
-        while self._kept:
-            await self._end_kept(self._kept.popitem()[1], "its session is gone, or another gateway's")
+        if settled:  # else a kernel may be one of those that could not be
+            self._live.settled = True
+            while self._kept:
+                await self._end_kept(self._kept.pop(), "its session is gone, or another gateway's")
 
     async def _end_kept(self, kept: Kept, why: str) -> None:
         log.info("Kernel %s of an earlier gateway is ended: %s", kept.kernel_id, why)
@@ -73,14 +77,18 @@ class Supervisor:
         """Make the document of a session without a kernel true, and end the records of its lost runs."""
         if self._live.find(session.id) is not None:
             return  # not even to wait for who claims it: the next beat must be in time
-        kept = self._kept.pop(session.uid, None)
+        of_it = sorted((one for one in self._kept if one.place == session.uid), key=_newest_that_runs)
+        kept = of_it[-1] if of_it else None
         if kept is not None and kept.exit is None:
             self._executions.take_over(await self._live.hold(session, kept))
             log.info("Session %r carries on with the kernel that it had", session.id)
+            self._kept.remove(kept)
             return
         async with self._live.claiming(session.uid):
             if self._live.find(session.id) is None:
                 await self._settle_claimed(session, kept)
+                if kept is not None:
+                    self._kept.remove(kept)
 
     async def _settle_claimed(self, session: Session, kept: Kept | None) -> None:
         stale_before = now() - timedelta(seconds=self._settings.holder_timeout_s)
@@ -93,3 +101,7 @@ class Supervisor:
             await self._store.move_session(session.uid, settled)
         await self._store.release_session(session.uid, self._settings.gateway_id)
         log.info("Session %r was taken in after a gateway that is gone", session.id)
+
+
+def _newest_that_runs(kept: Kept) -> tuple[bool, float]:
+    return kept.exit is None, kept.started_at

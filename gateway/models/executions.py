@@ -110,6 +110,7 @@ class Execution(BaseModel):
     truncated: bool = False
     state_kept: bool = True
     fresh_start: bool = False
+    timeout_s: float = 300
     resumed: bool = False
     not_carried: Unsaved = []
     queued_at: Utc

@@ -198,7 +198,8 @@ class Session(BaseModel):
     saved_snapshot_id: str | None = None
     state_only: list[str] | None = None
     files_from: str | None = None
-    autosave: bool = True
+    unloaded_snapshot_id: str | None = None  # it could not be brought back: it is kept
+    changed_at: Utc | None = None  # when a variable was last set from outside a run
     saved_at: Utc | None = None
     save_problem: str | None = None
     holder: str | None = None

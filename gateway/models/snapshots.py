@@ -148,9 +148,36 @@ class Snapshot(BaseModel):
     digest: str
 
     @property
+    def has_files(self) -> bool:
+        """Whether it was taken of the files too: those that are taken unasked are of the variables alone."""
+        return self.kind not in ("autosave", "hibernate", "stop")
+
+    @property
     def is_loose(self) -> bool:
         """Whether it was brought in from outside and belongs to no session."""
         return self.kind == "import" and self.session_id is None
+
+
+class KeptVariable(BaseModel):
+    """A variable that is in a snapshot; `size` in bytes, of its own part."""
+
+    name: Annotated[str, _told(200)]
+    type: Annotated[str, _told(200)]
+    size: int = 0
+
+
+class SnapshotFacts(BaseModel):
+    """What a manifest tells beside its files; it may come from anywhere."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    name: Annotated[str, _told(256)] | None = None
+    python: Annotated[str, _told(100)] | None = None
+    packages: dict[str, Annotated[str, _told(100)]] = {}
+    variables: list[KeptVariable] = []
+    unsaved: Unsaved = []
+    state_note: Annotated[str, _told(1000)] | None = None
+    parent_snapshot_id: Annotated[str, _told(200)] | None = None
 
 
 class SnapshotView(Answer):

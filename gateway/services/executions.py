@@ -41,7 +41,7 @@ from gateway.services.sessions import SessionService
 from gateway.states import State
 from gateway.stores.base import SessionChanges, Store
 from kernels.engine import Engine, Exit, Kept
-from kernels.errors import KernelGone, KernelsError, NotOffered, StartFailed
+from kernels.errors import KernelGone, KernelsError, NeverArrived, NotOffered, StartFailed
 from kernels.journaled import PastRun, past_runs, retold
 from kernels.kernel import Execution as Cell
 from kernels.kernel import Kernel
@@ -51,6 +51,7 @@ from kernels.outputs import error_of
 log = logging.getLogger(__name__)
 
 _REMEMBERED_RUNS = 500
+_SHORTEST_S = 0.1  # for a run whose time was over when it was taken over
 _REMEMBERED_BYTES = 32 * 2**20
 
 
@@ -175,10 +176,10 @@ class ExecutionService:
             created_by=caller,
             code=code,
             queued_at=now(),
+            timeout_s=request.timeout_s or live.session.default_timeout or self._settings.run_timeout_s,
         )
         run = Run(
             record,
-            timeout_s=request.timeout_s or self._timeout_s(live),
             env=request.env,
             stdin=request.stdin,
             interactive=interactive,
@@ -193,9 +194,6 @@ class ExecutionService:
         if live.worker_wanted():
             self._spawn(self._work(live))
         return run
-
-    def _timeout_s(self, live: LiveSession) -> float:
-        return live.session.default_timeout or self._settings.run_timeout_s
 
     # Runs that an earlier gateway had begun, in a kernel that has outlived it
 
@@ -216,6 +214,8 @@ class ExecutionService:
                     live.move(State.READY)
             except (GatewayError, KernelsError) as error:
                 log.warning("The runs of session %r could not be taken over: %s", live.session.id, error)
+                if live.session.state is State.BUSY:
+                    live.move(State.ERROR, str(error))
                 await self.end_lost(live.uid, str(error))
         finally:
             del self._taking_over[live.uid]
@@ -225,51 +225,57 @@ class ExecutionService:
     async def _runs_before(self, live: LiveSession, kernel: Kernel) -> list[Run]:
         """Runs that the kernel has begun and whose end is not on record, in order; others that wait never began."""
         begun = await past_runs(self._engine.journal(kernel.id), kernel.channels.wire)
-        open_ = {record.id: record for record in await self._store.list_unfinished(live.uid)}
+        unfinished = await self._recorder.write(partial(self._store.list_unfinished, live.uid))
+        open_ = {record.id: record for record in unfinished}
         runs = []
         for past in reversed(begun):
             record = open_.pop(past.run_id, None) or await self._without_record(live, past)
             if record is None:
                 break  # it is on record, and so is all before it
             record.started_at = record.started_at or _moment(past.started_at)
-            runs.append(self._resumed(live, record, past))
+            runs.append(self._resumed(record, past))
         for record in open_.values():
+            if record.started_at is not None:  # its beginning is not in the journal any more, or on its way
+                past = PastRun(record.id, record.code, None, record.started_at.timestamp())
+                runs.insert(0, self._resumed(record, past))
+                continue
             record.status, record.finished_at = Status.INTERRUPTED, now()
             record.error = _error("GatewayStopped", "The gateway stopped before this run began.")
             live.outbox.execution(record)
         return runs[::-1]
 
     async def _without_record(self, live: LiveSession, past: PastRun) -> Execution | None:
-        """The beginnings of a record for a run that the store has not heard of; None if it has."""
+        """The beginnings of a record for a run that the store has not heard of, or not of its begin; None if it has."""
         try:
-            await self._store.get_execution(live.uid, past.run_id)
+            record = await self._recorder.write(partial(self._store.get_execution, live.uid, past.run_id))
         except ExecutionNotFound:
             return Execution(
                 id=past.run_id, session_uid=live.uid, session_id=live.session.id, code=past.code,
                 queued_at=_moment(past.started_at),
+                timeout_s=live.session.default_timeout or self._settings.run_timeout_s,
             )  # fmt: skip
-        return None
+        return record if record.started_at is None else None
 
-    def _resumed(self, live: LiveSession, record: Execution, past: PastRun) -> Run:
+    def _resumed(self, record: Execution, past: PastRun) -> Run:
         run = Run(
-            record, timeout_s=self._timeout_s(live), env={}, stdin=None, interactive=True, store_history=True,
-            update_data=None, journal_bytes=2 * self._settings.output_limit_bytes, past=past,
+            record, env={}, stdin=None, interactive=True, store_history=True, update_data=None,
+            journal_bytes=2 * self._settings.output_limit_bytes, past=past,
         )  # fmt: skip
         run.keep_on = True
         return run
 
     async def end_lost(self, uid: str, why: str) -> None:
         """End the records of runs that nobody can go on with."""
-        for lost in await self._store.list_unfinished(uid):
+        for lost in await self._recorder.write(partial(self._store.list_unfinished, uid)):
             error = RunError(ename="GatewayStopped", evalue=why)
             ended = {"status": Status.DIED, "error": error, "state_kept": False, "finished_at": now()}
-            await self._store.put_execution(lost.model_copy(update=ended))
+            await self._recorder.write(partial(self._store.put_execution, lost.model_copy(update=ended)))
 
     async def end_with(self, uid: str, kept: Kept) -> None:
         """End the records of runs whose kernel ended while nobody was there, with all that they had published."""
         async with self._engine.adopt(kept.kernel_id) as process:
             exit_, wire = await process.ended(), Wire.of(process.connection)
-            for record in await self._store.list_unfinished(uid):
+            for record in await self._recorder.write(partial(self._store.list_unfinished, uid)):
                 told = await retold(
                     self._engine.journal(kept.kernel_id), wire, record.id,
                     output_limit_bytes=self._settings.output_limit_bytes,
@@ -278,7 +284,7 @@ class ExecutionService:
                 record.execution_count = told.execution_count
                 record.status, record.error = _told_status(told.reply, exit_)
                 record.state_kept, record.finished_at = False, now()
-                await self._store.put_execution(record)
+                await self._recorder.write(partial(self._store.put_execution, record))
 
     async def _go_on(self, live: LiveSession, run: Run) -> None:
         try:
@@ -290,7 +296,11 @@ class ExecutionService:
         record = run.record
         record.status = Status.RUNNING
         run.journal.add("start", {"execution_id": run.id, "session_id": record.session_id, "code": record.code})
-        status, error_, kept = await self._run_cell(kernel, run)
+        try:
+            status, error_, kept = await self._run_cell(kernel, run)
+        except NeverArrived as error:
+            record.started_at = None
+            return self._finish(live, run, Status.INTERRUPTED, _error("GatewayStopped", str(error)))
         if run.past is not None and not run.past.ended and record.started_at is not None:
             record.duration_ms = round((now() - record.started_at).total_seconds() * 1000, 3)
         return self._finish(live, run, status, error_, state_kept=kept)
@@ -358,7 +368,8 @@ class ExecutionService:
         record.status, record.started_at = Status.RUNNING, now()
         record.fresh_start, live.fresh = live.fresh, False
         if live.woken is not None:
-            record.resumed, record.not_carried, live.woken = True, live.woken, None
+            record.resumed, record.not_carried = live.woken.resumed, live.woken.not_carried
+            live.woken = None
         live.outbox.execution(record.model_copy())
         run.journal.add("start", {"execution_id": run.id, "session_id": record.session_id, "code": record.code})
         began = time.perf_counter()
@@ -385,8 +396,11 @@ class ExecutionService:
         try:
             async with self._cell(kernel, run) as cell:
                 run.begin(kernel, cell)
+                if run.stop_asked.is_set():  # before it could be stopped
+                    run.stopped_as = Status.INTERRUPTED
+                    await kernel.stop(cell, self._settings.interrupt_grace_s)
                 try:
-                    async with asyncio.timeout(run.timeout_s - (time.time() - cell.started_at)):
+                    async with asyncio.timeout(max(_SHORTEST_S, run.timeout_s - (time.time() - cell.started_at))):
                         reply = await kernel.finish(cell)
                 except TimeoutError:
                     run.stopped_as = Status.TIMEOUT
@@ -504,7 +518,7 @@ class ExecutionService:
             return ExecutionView.of(await self._store.get_execution(uid, execution_id))
         if not run.finished.is_set():
             live = self._live.find(session_id)
-            if live is not None and run in live.queue:
+            if live is not None and run in live.queue and run.past is None:
                 live.queue.remove(run)
                 self._metrics.queued.dec()
                 self._finish(live, run, Status.INTERRUPTED, _cancelled())

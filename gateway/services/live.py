@@ -20,7 +20,7 @@ from weakref import WeakValueDictionary
 import zmq.asyncio
 
 from gateway.config import Settings
-from gateway.errors import Conflict, Exhausted, GatewayError, NoRoom, SessionNotFound, Stopping
+from gateway.errors import Conflict, Exhausted, GatewayError, NoRoom, SessionNotFound, Stopping, Unavailable
 from gateway.metrics import Metrics
 from gateway.models.base import iso, now, told
 from gateway.models.sessions import Move, Session, check_size, size_bytes
@@ -28,15 +28,17 @@ from gateway.models.snapshots import Snapshot, SnapshotKind, UnsavedVariable
 from gateway.services.journal import Journal
 from gateway.services.recorder import Recorder, Spawn
 from gateway.services.runs import Run
-from gateway.services.vault import Vault
+from gateway.services.vault import Vault, remark
 from gateway.states import State, check_move
 from gateway.stores.base import NO_CHANGES, SessionChanges, Store
 from kernels.engine import Engine, Exit, Kept, Kernelspec, Launch, Limits, SetupStep
 from kernels.errors import (
+    BlobsAway,
     CheckpointFailed,
     KernelBusy,
     KernelGone,
     KernelsError,
+    NoSpace,
     NoSuchKernelspec,
     SnapshotError,
     StartFailed,
@@ -68,6 +70,14 @@ class Tools:
     vault: Vault
 
 
+@dataclass(frozen=True, slots=True)
+class Woken:
+    """How saved variables came back, for the first run to tell."""
+
+    resumed: bool
+    not_carried: list[UnsavedVariable]
+
+
 class LiveSession:
     """One session that is held here: its document, its kernel when there is one, its runs."""
 
@@ -79,7 +89,7 @@ class LiveSession:
         self.current: Run | None = None
         self.closing: str | None = None
         self.fresh = False  # no run yet on this kernel, which has no variables though there were runs before
-        self.woken: list[UnsavedVariable] | None = None  # saved variables were brought back, all but these; no run yet
+        self.woken: Woken | None = None  # no run yet on this kernel, for which saved variables were to be brought back
         self.active_at = time.monotonic()
         self.outbox = tools.recorder.outbox(session.uid, tools.settings.gateway_id, self._lost)
         self._tools = tools
@@ -94,7 +104,9 @@ class LiveSession:
         self._changes = 0  # how often the variables may have changed
         self._saved_changes = 0
         self._saving = asyncio.Lock()
+        self._settling = asyncio.Lock()
         self._barred: asyncio.Event | None = None
+        self._stops = 0  # how often it was made to begin from another state
         self._quiet = asyncio.Event()
         self._quiet.set()
 
@@ -110,6 +122,11 @@ class LiveSession:
     def has_unsaved_work(self) -> bool:
         """Whether the kernel's variables may differ from those that are saved."""
         return self.kernel is not None and self._changes != self._saved_changes
+
+    @property
+    def is_being_changed(self) -> bool:
+        """Whether it is being saved, goes back to something, or starts anew."""
+        return self._barred is not None or self._saving.locked()
 
     def touch(self) -> None:
         self.active_at = time.monotonic()
@@ -254,10 +271,16 @@ class LiveSession:
     async def _prepared(self) -> Launch:
         """Files and environment as they must be before the kernel starts."""
         launch = self._launch()
-        if await self._tools.vault.settle_files(self.session):
-            self.change(SessionChanges(replace={"files_from": None}))
+        await self.settle_files()
         await self._set_up(launch)
         return launch
+
+    async def settle_files(self) -> None:
+        """Finish a restore of files that was begun, by whomever."""
+        async with self._settling:
+            if self.session.files_from is not None:
+                await self._tools.vault.restore_files(self.session)
+                self.change(SessionChanges(replace={"files_from": None}))
 
     async def _keep_on(self, kept: Kept, started: asyncio.Future[Kernel], stop: asyncio.Future[str]) -> bool:
         """Serve with a kernel that was kept; False if its start had been cut off, so that it may lack variables."""
@@ -286,16 +309,23 @@ class LiveSession:
                 await self._serve(kernel, started, stop)
 
     async def _bring_back(self, kernel: Kernel) -> None:
-        """The saved variables, into the new kernel. One that ends over it has not started: raises `StartFailed`."""
+        """The saved variables, into the new kernel.
+
+        What may be better the next time has it not start: raises `StartFailed`. What will not be leaves it without
+        variables; the first run tells so, and the snapshot stays.
+        """
         self.woken, self.fresh = None, self.session.run_count > 0
         try:
-            self.woken = await self._tools.vault.load(self.session, kernel)
-            self.fresh = self.fresh and self.woken is None
-        except KernelGone as error:
-            raise StartFailed(f"The kernel ended while its variables were brought back: {error}") from None
+            not_carried = await self._tools.vault.load(self.session, kernel)
+            if not_carried is not None:
+                self.woken, self.fresh = Woken(resumed=True, not_carried=not_carried), False
+        except (KernelGone, KernelBusy, NoSpace, BlobsAway) as error:
+            raise StartFailed(f"Its variables could not be brought back: {error}") from None
         except (SnapshotError, CheckpointFailed) as error:
-            log.warning("The variables of session %r could not be brought back: %s", self.session.id, error)
+            log.warning("The variables of session %r can't be brought back (%s)", self.session.id, type(error).__name__)
             self._trouble = f"Its variables could not be brought back: {error}"
+            self.woken, self.fresh = Woken(resumed=False, not_carried=[remark(self._trouble)]), True
+            self.change(SessionChanges(replace={"unloaded_snapshot_id": self.session.saved_snapshot_id}))
         self._saved_changes = self._changes
 
     def _failed(self, why: str) -> None:
@@ -348,35 +378,47 @@ class LiveSession:
         Raises `KernelBusy`, and whatever else kept it from being saved, which the document then tells.
         """
         async with self._saving:
-            at, changes, kernel = now(), self._changes, self.kernel
-            try:
-                snapshot = await self._tools.vault.save(
-                    self.session, kernel, kind=kind, files=files, wait_s=wait_s, name=name, caller=caller
-                )
-            except KernelBusy:
-                raise
-            except (GatewayError, KernelsError) as error:
-                self.change(SessionChanges(replace={"save_problem": told(str(error))}))
-                raise
-            if kernel is not None and kernel is self.kernel:
-                changed: dict[str, Any] = {"save_problem": None}
+            return await self._save(kind, files=files, wait_s=wait_s, name=name, caller=caller)
+
+    async def _save(
+        self, kind: SnapshotKind, *, files: bool = False, wait_s: float = 0.0,
+        name: str | None = None, caller: str = "local",
+    ) -> Snapshot:  # fmt: skip
+        vault, at, changes, stops = self._tools.vault, now(), self._changes, self._stops
+        kernel = None if self.kernel is None or self.kernel.ended.done() else self.kernel
+        try:
+            if files:
+                await self.settle_files()
+            snapshot = await vault.save(
+                self.session, kernel, kind=kind, files=files, wait_s=wait_s, name=name, caller=caller
+            )
+        except KernelBusy:
+            raise
+        except (GatewayError, KernelsError) as error:
+            self.change(SessionChanges(replace={"save_problem": told(str(error))}))
+            raise
+        with vault.using(snapshot.id):
+            changed: dict[str, Any] = {"save_problem": None}
+            if kernel is not None and stops == self._stops:  # it is the newest that there is of its variables
+                self._saved_changes = changes
                 if snapshot.has_state:
                     changed |= {"saved_snapshot_id": snapshot.id, "saved_at": at, "state_only": None}
-                self.change(SessionChanges(replace=changed))
-                self._saved_changes = changes
-            with self._tools.vault.using(snapshot.id):
-                await self.outbox.flushed()
-                await self._tools.vault.prune(self.session)
-            return snapshot
+            self.change(SessionChanges(replace=changed))
+            await self.outbox.flushed()
+            try:
+                await vault.prune(lambda: self.session)
+            except (GatewayError, KernelsError) as error:
+                log.warning("Old snapshots of session %r stay for now (%s)", self.session.id, type(error).__name__)
+        return snapshot
 
-    async def save_work(self, kind: SnapshotKind, *, wait_s: float = 0.0) -> bool:
+    async def save_work(self, kind: SnapshotKind) -> bool:
         """Save the variables if they are not; False, and a line in the log, if that fails."""
         if not self.has_unsaved_work:
             return True
         try:
-            await self.save(kind, wait_s=wait_s)
+            await self.save(kind)
         except (GatewayError, KernelsError) as error:
-            log.warning("The variables of session %r could not be saved: %s", self.session.id, error)
+            log.warning("The variables of session %r could not be saved (%s)", self.session.id, type(error).__name__)
             return False
         return True
 
@@ -386,19 +428,23 @@ class LiveSession:
         Raises `Conflict` when it is busy or used meanwhile, and what `save` raises: then the kernel is not ended.
         """
         self._check_quiet()
-        if self.has_unsaved_work:
-            await self.save("hibernate")
+        async with self._saving:
             self._check_quiet()
             if self.has_unsaved_work:
-                raise Conflict(f"Session {self.session.id!r} was used just now.", session_id=self.session.id)
-        if self.session.state is State.READY:
-            self.move(State.IDLE, reason)
-        await self.stop_kernel(reason)
+                await self._save("hibernate")
+                self._check_quiet()
+                if self.has_unsaved_work:
+                    raise Conflict(f"Session {self.session.id!r} was used just now.", session_id=self.session.id)
+            await self.outbox.flushed()
+            self._check_quiet()
+            if self.session.state is State.READY:
+                self.move(State.IDLE, reason)
+            await self.stop_kernel(reason)
 
     def _check_quiet(self) -> None:
         if self.busy:
             raise Conflict(f"Session {self.session.id!r} is running code.", session_id=self.session.id)
-        if self.kernel is None and self.starting:
+        if self._barred is not None or (self.kernel is None and self.starting):
             raise Conflict(f"Session {self.session.id!r} is starting.", session_id=self.session.id)
 
     async def restart(self, *, fresh: bool) -> None:
@@ -415,12 +461,44 @@ class LiveSession:
                 self.change(SessionChanges(replace=changes))
         await self.ready()
 
+    async def go_back(self, snapshot: Snapshot, *, files: bool, state: bool) -> None:
+        """Files and variables as they were in a snapshot of this session, whose bytes were found to be whole.
+
+        What is not to go back is saved first. Raises `Conflict` when it is busy; whatever fails leaves all as it was.
+        """
+        async with self._saving:
+            self._check_quiet()
+            self.touch()
+            if self.has_unsaved_work:
+                try:
+                    await self._save("stop")
+                except (GatewayError, KernelsError):
+                    if not state:
+                        raise
+            self._check_quiet()
+            before = self.session.model_dump(include={"saved_snapshot_id", "saved_at", "state_only"})
+            async with self.stopped(f"It goes back to snapshot {snapshot.id}."):
+                changes: dict[str, Any] = {"files_from": snapshot.id} if files else {}
+                if state:
+                    saved = (snapshot.id, now()) if snapshot.has_state else (None, None)
+                    changes |= {"saved_snapshot_id": saved[0], "saved_at": saved[1], "state_only": None}
+                self.change(SessionChanges(replace=changes))
+                await self.outbox.flushed()
+                try:
+                    await self.settle_files()
+                except BaseException:
+                    self.change(SessionChanges(replace={**before, "files_from": None}))
+                    raise
+                await self.outbox.flushed()
+
     @asynccontextmanager
     async def stopped(self, reason: str) -> AsyncIterator[None]:
         """A block in which the session has no kernel, and none is started."""
         while self._barred is not None:
             await self._barred.wait()
         self._barred = asyncio.Event()
+        self._stops += 1
+        self.touch()
         try:
             if self.session.state is State.READY:
                 self.move(State.IDLE, reason)
@@ -537,6 +615,13 @@ def settlement(session: Session) -> Move | None:
     return None
 
 
+class Unsettled(Unavailable):
+    code = "unsettled"
+
+    def __init__(self) -> None:
+        super().__init__("This gateway has just started; it looks which sessions are still its own.", retry_after_s=2)
+
+
 class Live:
     """All sessions that are held here."""
 
@@ -546,6 +631,7 @@ class Live:
         self._holding: dict[str, asyncio.Future[LiveSession]] = {}
         self._claims: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self.stopping = False  # no session is taken any more
+        self.settled = False  # what an earlier life of this gateway left has been taken back or settled
 
     def __iter__(self) -> Iterator[LiveSession]:
         return iter(list(self._by_id.values()))
@@ -600,6 +686,8 @@ class Live:
                 await live.closed()
             if self.stopping:
                 raise Stopping()
+            if kept is None and not self.settled:
+                raise Unsettled()
             settings = self._tools.settings
             stale_before = now() - timedelta(seconds=settings.holder_timeout_s)
             session = await self._tools.store.claim_session(session.uid, settings.gateway_id, stale_before)

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from gateway.errors import Conflict, GatewayError, NotFound, StoreAway, Unavailable
 from gateway.metrics import Metrics
@@ -25,6 +25,7 @@ from gateway.stores.base import MOST_MOVES, NO_CHANGES, SessionChanges, Store
 log = logging.getLogger(__name__)
 
 Write = Callable[[], Awaitable[object]]
+T = TypeVar("T")
 Spawn = Callable[[Coroutine[Any, Any, None]], None]
 
 _FIRST_RETRY_S = 0.1
@@ -125,12 +126,12 @@ class Recorder:
         finally:
             self._audited.set()
 
-    async def write(self, write: Write) -> None:
-        """Write, again and again while the store is away. Raises what else goes wrong."""
+    async def write(self, write: Callable[[], Awaitable[T]]) -> T:
+        """Write (or read), again and again while the store is away. Raises what else goes wrong."""
         delay_s = _FIRST_RETRY_S
         while True:
             try:
-                await write()
+                done = await write()
             except StoreAway as error:
                 self.away(error)
                 await asyncio.sleep(delay_s)
@@ -138,7 +139,7 @@ class Recorder:
             else:
                 if self._away is not None:
                     self.back()
-                return
+                return done
 
 
 @dataclass(slots=True)

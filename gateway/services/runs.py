@@ -17,13 +17,12 @@ class Run:
     """One run. It is ended by its session's worker alone; everybody else asks or waits."""
 
     def __init__(
-        self, record: Execution, *, timeout_s: float, env: dict[str, str], stdin: str | None,
+        self, record: Execution, *, env: dict[str, str], stdin: str | None,
         interactive: bool, store_history: bool, update_data: dict[str, Any] | None, journal_bytes: int,
         past: PastRun | None = None,
     ) -> None:  # fmt: skip
         self.past = past  # what its kernel has told of it, when an earlier gateway has begun it
         self.record = record
-        self.timeout_s = timeout_s
         self.env = env
         self.store_history = store_history
         self.journal = Journal(journal_bytes)
@@ -48,6 +47,10 @@ class Run:
     @property
     def id(self) -> str:
         return self.record.id
+
+    @property
+    def timeout_s(self) -> float:
+        return self.record.timeout_s
 
     @property
     def running(self) -> bool:

@@ -41,7 +41,6 @@ from gateway.models.sessions import (
 from gateway.services.lasting import lasting
 from gateway.services.live import Live, LiveSession
 from gateway.services.recorder import Recorder, Spawn
-from gateway.services.vault import Vault
 from gateway.stores.base import SessionChanges, Store
 from kernels.engine import Engine, Kernelspec, Workspace
 from kernels.errors import KernelsError, StartFailed
@@ -68,20 +67,12 @@ class FilesStay(GatewayError):
 
 class SessionService:
     def __init__(
-        self,
-        settings: Settings,
-        store: Store,
-        engine: Engine,
-        live: Live,
-        vault: Vault,
-        recorder: Recorder,
-        spawn: Spawn,
+        self, settings: Settings, store: Store, engine: Engine, live: Live, recorder: Recorder, spawn: Spawn
     ) -> None:
         self._settings = settings
         self._store = store
         self._engine = engine
         self._live = live
-        self._vault = vault
         self._recorder = recorder
         self._spawn = spawn
 
@@ -161,8 +152,8 @@ class SessionService:
     # Files, which belong to a session whatever its state is
 
     async def workspace(self, session: Session) -> Workspace:
-        if await self._vault.settle_files(session):
-            await self._change(session.id, SessionChanges(replace={"files_from": None}))
+        if session.files_from is not None:
+            await (await self._live.get(session.id)).settle_files()
         disk = session.resources.disk
         return await self._engine.workspace(session.uid, size_bytes(disk) if disk else self._settings.disk_limit_bytes)
 
@@ -304,6 +295,12 @@ class SessionService:
                 return live.session
             check_size(changes.apply(session))
             return await self._store.update_session(session.uid, changes, now())
+
+    async def variables_changed(self, session_id: str) -> None:
+        """Somebody has changed variables from outside a run."""
+        live = await self._live.get(session_id)
+        live.variables_changed()
+        live.change(SessionChanges(replace={"changed_at": now()}))
 
     # Starting and stopping
 

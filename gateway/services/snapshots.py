@@ -8,12 +8,22 @@ from functools import partial
 from typing import Any
 from uuid import uuid4
 
+from pydantic import ValidationError
+
 from gateway.config import Settings
 from gateway.errors import Conflict, Invalid, SessionExists, SessionNotFound, SnapshotNotFound
 from gateway.models.base import now
 from gateway.models.pages import Page, PageRequest
-from gateway.models.sessions import Session, SessionAgent
-from gateway.models.snapshots import CreateSnapshot, DuplicateSession, RemixSession, RestoreSnapshot, Snapshot
+from gateway.models.sessions import Session, SessionAgent, check_size
+from gateway.models.snapshots import (
+    Chosen,
+    CreateSnapshot,
+    DuplicateSession,
+    RemixSession,
+    RestoreSnapshot,
+    Snapshot,
+    SnapshotFacts,
+)  # fmt: skip
 from gateway.services.lasting import lasting
 from gateway.services.live import Live, LiveSession
 from gateway.services.recorder import Recorder, Spawn
@@ -21,12 +31,13 @@ from gateway.services.sessions import SessionService, new_session_id
 from gateway.services.unborn import Unborn
 from gateway.services.vault import Vault, measured, new_snapshot_id
 from gateway.states import State
-from gateway.stores.base import SessionChanges, Store
-from kernels.engine import Engine
-from kernels.errors import KernelBusy, KernelGone
+from gateway.stores.base import Store
+from kernels.engine import Engine, SnapshotInfo
+from kernels.errors import BadArchive, KernelBusy, KernelGone
 
 log = logging.getLogger(__name__)
 
+_MOST_FILES = 250_000
 _OF_THE_SOURCE = (
     "language", "kernel", "image_id", "image_found", "persistent", "labels", "data", "metadata", "starting_prompt",
     "agents", "template", "workspace", "allow_internet_access", "allow_public_access", "waiting_timeout_seconds",
@@ -81,8 +92,9 @@ class SnapshotService:
     ) -> Snapshot:
         if not wait and live.busy:
             raise SessionBusy(live.session.id)
-        if live.starting and live.kernel is None:
-            await live.ready()  # its variables are on their way
+        live.touch()
+        if live.kernel is None and (live.starting or live.session.state_only is not None):
+            await live.ready()  # its variables are on their way, or not all that were saved are its own
         wait_s = self._settings.snapshot_wait_s if wait else 0.0
         try:
             return await live.save(kind, files=True, wait_s=wait_s, name=name, caller=caller)
@@ -123,34 +135,23 @@ class SnapshotService:
                 yield piece
 
     async def take_in(self, pieces: AsyncIterator[bytes], caller: str) -> Snapshot:
-        """Bring a tarball in; it belongs to no session until one is made or restored from it."""
+        """Bring a tarball in; it belongs to no session until one is made or restored from it.
+
+        Raises `BadArchive`, `OutsideWorkspace`, `QuotaExceeded`, `NewerSnapshot`; then nothing is kept.
+        """
         self._recorder.check()
         place, snapshot_id = uuid4().hex, new_snapshot_id()
         with self._unborn.making(place, snapshot_id):
-            return await self._take_in(pieces, place, snapshot_id, caller)
-
-    async def _take_in(self, pieces: AsyncIterator[bytes], place: str, snapshot_id: str, caller: str) -> Snapshot:
-        try:
-            info = await self._engine.snapshots.take_in(
-                place, snapshot_id, pieces, limit_bytes=self._settings.disk_limit_bytes, max_files=250_000
-            )
-            facts = info.facts
-            snapshot = Snapshot(
-                place=place,
-                session_id=None,
-                name=_text(facts.get("name")),
-                kind="import",
-                created_by=caller,
-                variable_count=len(facts.get("variables", [])),
-                unsaved=facts.get("unsaved", []),
-                state_note=_text(facts.get("state_note")),
-                parent_snapshot_id=_text(facts.get("parent_snapshot_id")),
-                **measured(info),
-            )
-            await self._recorder.write(partial(self._store.put_snapshot, snapshot))
-        except BaseException:
-            await asyncio.shield(self._engine.remove(place))
-            raise
+            try:
+                info = await self._engine.snapshots.take_in(
+                    place, snapshot_id, pieces, limit_bytes=self._settings.disk_limit_bytes, max_files=_MOST_FILES
+                )
+                snapshot = _brought_in(info, place, caller)
+            except BaseException:
+                await asyncio.shield(self._engine.remove(place))
+                raise
+            put = self._recorder.write(partial(self._store.put_snapshot, snapshot))
+            await lasting(self._spawn, put)
         return snapshot
 
     async def get_imported(self, snapshot_id: str) -> Snapshot:
@@ -164,9 +165,9 @@ class SnapshotService:
         """Raises `SnapshotNotFound`."""
         self._recorder.check()
         snapshot = await self.get_imported(snapshot_id)
-        self._vault.check_unused(snapshot)
-        await self._store.delete_snapshot(snapshot.id)
-        await self._engine.remove(snapshot.place)
+        with self._vault.deleting(snapshot):
+            await self._store.delete_snapshot(snapshot.id)
+            await self._engine.remove(snapshot.place)
         return snapshot
 
     # Going back
@@ -178,31 +179,16 @@ class SnapshotService:
         if live.busy:
             raise SessionBusy(session_id)
         snapshot = await self._store.get_snapshot(request.snapshot_id)
-        return await lasting(self._spawn, self._restore(live, snapshot, request))
+        session = await lasting(self._spawn, self._restore(live, snapshot, request))
+        self._spawn(self._sessions.start(live))
+        return session
 
     async def _restore(self, live: LiveSession, snapshot: Snapshot, request: RestoreSnapshot) -> Session:
         if snapshot.place != live.uid:
             snapshot = await self._adopt(live.session, snapshot)
         with self._vault.using(snapshot.id):
             await self._engine.snapshots.verify(live.uid, snapshot.id)
-            await live.save_work("stop")  # so that a restore that fails leaves the session as it was
-            if live.busy:
-                raise SessionBusy(live.session.id)
-            before = live.session.model_dump(include={"saved_snapshot_id", "saved_at", "state_only"})
-            async with live.stopped(f"It goes back to snapshot {snapshot.id}."):
-                changes: dict[str, Any] = {"files_from": snapshot.id} if request.files else {}
-                if request.state and snapshot.has_state:
-                    changes |= {"saved_snapshot_id": snapshot.id, "saved_at": now(), "state_only": None}
-                live.change(SessionChanges(replace=changes))
-                await live.outbox.flushed()
-                try:
-                    await self._vault.settle_files(live.session)
-                except BaseException:
-                    live.change(SessionChanges(replace={**before, "files_from": None}))
-                    raise
-                live.change(SessionChanges(replace={"files_from": None}))
-                await live.outbox.flushed()
-        await live.ready()
+            await live.go_back(snapshot, files=request.files and snapshot.has_files, state=request.state)
         return await self._sessions.count_files(live.session)
 
     async def _adopt(self, session: Session, snapshot: Snapshot) -> Snapshot:
@@ -271,31 +257,36 @@ class SnapshotService:
             snapshot = await self._take(source, "duplicate", caller, wait=request.wait)
         if snapshot.place != source.uid and snapshot.session_id is not None:
             raise Invalid(f"snapshot_id: {snapshot.id!r} is not of this session.", field="snapshot_id")
-        uid, new_id, kept = uuid4().hex, new_snapshot_id(), self._engine.snapshots
+        if request.files and not snapshot.has_files:
+            raise Invalid(f"snapshot_id: {snapshot.id!r} holds variables alone; ask for no files.", field="files")
+        uid, new_id = uuid4().hex, new_snapshot_id()
+        child = self._child(source.session, uid, child_id, request, changes, caller)
+        check_size(child)
+        if request.state and snapshot.has_state:
+            only = None if request.state is True else request.state
+            child = child.model_copy(update={"saved_snapshot_id": new_id, "saved_at": now(), "state_only": only})
         with self._vault.using(snapshot.id), self._vault.using(new_id), self._unborn.making(uid, child_id):
             try:
-                info = await kept.copy(snapshot.place, snapshot.id, uid, new_id)
-                if request.files:
-                    paths = None if request.files is True else request.files
-                    await kept.restore_files(uid, new_id, paths=paths)
-                await self._engine.copy_environment(source.uid, uid)
-                fields = {"place": uid, "session_id": child_id, "kind": "duplicate", "created_by": caller,
-                          "parent_snapshot_id": snapshot.id, **measured(info)}  # fmt: skip
-                await self._recorder.write(partial(self._store.put_snapshot, snapshot.model_copy(update=fields)))
-                child = self._child(source.session, uid, child_id, request, changes, caller)
-                if request.state and snapshot.has_state:
-                    only = None if request.state is True else request.state
-                    child = child.model_copy(
-                        update={"saved_snapshot_id": new_id, "saved_at": now(), "state_only": only}
-                    )
-                child = await self._sessions.with_files_counted(child)
+                child = await self._fill(source.uid, snapshot, new_id, child, request.files)
                 await self._recorder.write(partial(self._store.create_session, child))
-            except BaseException:
+            except Exception:  # not when it is cancelled: then nobody knows what the store has heard
                 with contextlib.suppress(SnapshotNotFound):
                     await self._store.delete_snapshot(new_id)
                 await self._engine.remove(uid)
                 raise
-            return await self._live.hold(child)
+        return await self._live.hold(child)
+
+    async def _fill(self, source: str, snapshot: Snapshot, new_id: str, child: Session, files: Chosen) -> Session:
+        """Give a new place its snapshot, files and what is installed; the document of its session, files counted."""
+        kept = self._engine.snapshots
+        info = await kept.copy(snapshot.place, snapshot.id, child.uid, new_id)
+        if files:
+            await kept.restore_files(child.uid, new_id, paths=None if files is True else files)
+        await self._engine.copy_environment(source, child.uid)
+        fields = {"place": child.uid, "session_id": child.id, "kind": "duplicate", "created_by": child.created_by,
+                  "parent_snapshot_id": snapshot.id, **measured(info)}  # fmt: skip
+        await self._recorder.write(partial(self._store.put_snapshot, snapshot.model_copy(update=fields)))
+        return await self._sessions.with_files_counted(child)
 
     def _child(
         self, source: Session, uid: str, child_id: str, request: DuplicateSession | RemixSession,
@@ -311,5 +302,22 @@ class SnapshotService:
         )  # fmt: skip
 
 
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
+def _brought_in(info: SnapshotInfo, place: str, caller: str) -> Snapshot:
+    """The document of a snapshot from elsewhere. Raises `BadArchive` if what it tells of itself makes no sense."""
+    try:
+        facts = SnapshotFacts.model_validate(dict(info.facts))
+    except ValidationError as error:
+        where = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise BadArchive("manifest.json", f"facts.{where} is not what it should be") from None
+    return Snapshot(
+        place=place,
+        session_id=None,
+        name=facts.name,
+        kind="import",
+        created_by=caller,
+        variable_count=len(facts.variables),
+        unsaved=facts.unsaved,
+        state_note=facts.state_note,
+        parent_snapshot_id=facts.parent_snapshot_id,
+        **measured(info),
+    )

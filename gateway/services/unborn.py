@@ -5,6 +5,9 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from gateway.errors import GatewayError
+from kernels.errors import KernelsError
+
 log = logging.getLogger(__name__)
 
 
@@ -19,8 +22,12 @@ class Unborn:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         record = self._folder / place
         record.write_text(name, encoding="ascii")
-        yield
-        record.unlink(missing_ok=True)  # not if the block fails unforeseen: the next start looks again
+        try:
+            yield
+        except (GatewayError, KernelsError):
+            record.unlink(missing_ok=True)  # what was made has been removed
+            raise
+        record.unlink(missing_ok=True)  # not if it fails unforeseen, or is cancelled: the next start looks again
 
     async def clear(
         self, is_born: Callable[[str, str], Awaitable[bool]], remove: Callable[[str], Awaitable[None]]

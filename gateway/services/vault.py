@@ -3,27 +3,27 @@
 A snapshot exists once the store names it; bytes that nothing names are removed with the next one that is taken.
 """
 
-import asyncio
+import contextlib
 import logging
 import secrets
 import string
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
-from weakref import WeakValueDictionary
 
 from gateway.config import Settings
 from gateway.errors import Conflict, SnapshotNotFound
 from gateway.models.base import now
 from gateway.models.pages import PageRequest
 from gateway.models.sessions import Session
-from gateway.models.snapshots import SkippedFile, Snapshot, SnapshotKind, UnsavedVariable
+from gateway.models.snapshots import SkippedFile, Snapshot, SnapshotFacts, SnapshotKind, UnsavedVariable
 from gateway.stores.base import Store
 from kernels import checkpoint
 from kernels.engine import Engine, SnapshotInfo
+from kernels.errors import NoSuchSnapshot
 from kernels.kernel import Kernel
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class Vault:
         self._store = store
         self._engine = engine
         self._in_use: dict[str, int] = {}  # snapshots that are being read, or named in the store any moment now
-        self._settling: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._deleting: set[str] = set()
 
     # Taking
 
@@ -111,12 +111,13 @@ class Vault:
         before = await self._engine.snapshots.info(session.uid, session.saved_snapshot_id)
         if not before.has_state:
             return _State(note="No kernel was running, and no variables had been saved.")
+        facts = SnapshotFacts.model_validate(dict(before.facts))
         return _State(
             of=before.id,
-            variables=list(before.facts.get("variables", [])),
-            unsaved=[UnsavedVariable.model_validate(one) for one in before.facts.get("unsaved", [])],
-            python=before.facts.get("python"),
-            packages=before.facts.get("packages", {}),
+            variables=[one.model_dump() for one in facts.variables],
+            unsaved=facts.unsaved,
+            python=facts.python,
+            packages=facts.packages,
         )
 
     # Bringing back
@@ -140,26 +141,26 @@ class Vault:
         if session.state_only is not None:
             wanted = set(session.state_only)
             not_carried = [one for one in not_carried if one.name in wanted]
-        not_carried += [_remark(warning) for warning in restored.warnings]
-        if session.last_run_at is not None and (session.saved_at is None or session.last_run_at > session.saved_at):
+        not_carried += [remark(warning) for warning in restored.warnings]
+        changed_at = max((at for at in (session.last_run_at, session.changed_at) if at is not None), default=None)
+        if changed_at is not None and (session.saved_at is None or changed_at > session.saved_at):
             since = "the session began" if session.saved_at is None else f"{session.saved_at:%Y-%m-%d %H:%M:%S} UTC"
-            not_carried.append(_remark(f"What ran after {since} had not been saved when the kernel ended."))
+            not_carried.append(remark(f"What was done after {since} had not been saved when the kernel ended."))
         return not_carried
 
-    async def settle_files(self, session: Session) -> bool:
-        """Finish a restore of files that was begun; whether there was one. Harmless when it is done twice."""
-        if session.files_from is None:
-            return False
+    async def restore_files(self, session: Session) -> None:
+        """Put the files that its document names into the session's workspace."""
+        assert session.files_from is not None
         with self.using(session.files_from):
-            async with self._settling.setdefault(session.uid, asyncio.Lock()):
-                await self._engine.snapshots.restore_files(session.uid, session.files_from)
-        return True
+            await self._engine.snapshots.restore_files(session.uid, session.files_from)
 
     # Keeping
 
     @contextmanager
     def using(self, snapshot_id: str) -> Iterator[None]:
-        """A snapshot that must not be removed meanwhile."""
+        """A snapshot that must not be removed meanwhile. Raises `SnapshotNotFound` for one that just is."""
+        if snapshot_id in self._deleting:
+            raise SnapshotNotFound(snapshot_id)
         self._in_use[snapshot_id] = self._in_use.get(snapshot_id, 0) + 1
         try:
             yield
@@ -177,19 +178,30 @@ class Vault:
 
     async def delete(self, session: Session, snapshot: Snapshot) -> None:
         """Raises `InUse` for the one that the session wakes with."""
-        if snapshot.id in (session.saved_snapshot_id, session.files_from):
+        if snapshot.id in (session.saved_snapshot_id, session.files_from):  # at this very moment
             raise InUse(snapshot)
-        self.check_unused(snapshot)
-        await self._store.delete_snapshot(snapshot.id)
-        await self._engine.snapshots.delete(snapshot.place, snapshot.id)
+        with self.deleting(snapshot):
+            await self._store.delete_snapshot(snapshot.id)
+            with contextlib.suppress(NoSuchSnapshot):
+                await self._engine.snapshots.delete(snapshot.place, snapshot.id)
 
-    def check_unused(self, snapshot: Snapshot) -> None:
-        """Raises `InUse` while it is read."""
+    @contextmanager
+    def deleting(self, snapshot: Snapshot) -> Iterator[None]:
+        """A block that removes it. Raises `InUse` while it is read."""
         if snapshot.id in self._in_use:
             raise InUse(snapshot)
+        self._deleting.add(snapshot.id)
+        try:
+            yield
+        finally:
+            self._deleting.discard(snapshot.id)
 
-    async def prune(self, session: Session) -> None:
-        """Remove what is past the settings' count and age, and bytes that nothing names."""
+    async def prune(self, current: Callable[[], Session]) -> None:
+        """Remove what is past the settings' count and age, and bytes that nothing names. `current` is the document."""
+        session = current()
+        there = await self._engine.snapshots.ids(
+            session.uid
+        )  # asked before the store is: what comes later is not in it
         named: dict[str, Snapshot] = {}
         token: str | None = None
         while True:
@@ -199,15 +211,16 @@ class Vault:
             if token is None:
                 break
         for snapshot in self._surplus(list(named.values()), session):
-            await self.delete(session, snapshot)
-        for snapshot_id in await self._engine.snapshots.ids(session.uid):
+            with contextlib.suppress(InUse, SnapshotNotFound):  # the session has gone on, or somebody was faster
+                await self.delete(current(), snapshot)
+        for snapshot_id in there:
             if snapshot_id not in named and snapshot_id not in self._in_use:
                 log.info("Snapshot %s of session %r is named nowhere: it is removed", snapshot_id, session.id)
                 await self._engine.snapshots.delete(session.uid, snapshot_id)
 
     def _surplus(self, newest_first: list[Snapshot], session: Session) -> list[Snapshot]:
         settings = self._settings
-        needed = {session.saved_snapshot_id, session.files_from, *self._in_use}
+        needed = {session.saved_snapshot_id, session.files_from, session.unloaded_snapshot_id, *self._in_use}
         for_good = [one for one in newest_first if one.kind in _KEPT_FOR_GOOD]
         passing = [one for one in newest_first if one.kind not in _KEPT_FOR_GOOD]
         surplus = for_good[settings.snapshots_kept :] + passing[settings.autosaves_kept :]
@@ -225,7 +238,7 @@ def _unsaved(one: checkpoint.Unsaved) -> UnsavedVariable:
     return UnsavedVariable(name=one.name, type=one.type, reason=one.reason, part=one.part)
 
 
-def _remark(sentence: str) -> UnsavedVariable:
+def remark(sentence: str) -> UnsavedVariable:
     """Something about all variables."""
     return UnsavedVariable(name="*", type="", reason=sentence, part=True)
 
@@ -247,7 +260,6 @@ def _facts(session: Session, name: str | None, kind: SnapshotKind, state: _State
         "state_note": state.note,
         "parent_id": session.parent_id,
         "parent_snapshot_id": session.saved_snapshot_id,
-        "setup": session.setup.model_dump() if session.setup else None,
     }
 
 

@@ -75,7 +75,7 @@ ODD: dict[str, Any] = {
     "unicode \u2028 ключ": "\U0001f600",
     "order": {"b": 1, "a": 2},
 }
-SAVED_FIELDS = ("saved_snapshot_id", "state_only", "files_from", "autosave", "saved_at", "save_problem")
+SAVED_FIELDS = ("saved_snapshot_id", "state_only", "files_from", "unloaded_snapshot_id", "saved_at", "save_problem")
 DRIVERS = [pytest.param(driver, marks=pytest.mark.external_service) for driver in ("motor", "pymongo")]
 
 
@@ -153,7 +153,7 @@ async def test_a_session_comes_back_as_it_was_kept(store: Store) -> None:
         saved_snapshot_id="snap_1",
         state_only=["a.b", "$x", "ключ"],
         files_from="snap_2",
-        autosave=False,
+        unloaded_snapshot_id="snap_3_ccc",
         saved_at=later(1.000001),
         save_problem="no room",
     )
@@ -236,21 +236,21 @@ async def test_what_is_saved_of_a_session_is_set_and_cleared_again(store: Store)
         "state_only": None,
         "files_from": None,
         "save_problem": "full",
-        "autosave": False,
+        "unloaded_snapshot_id": "snap_3_ccc",
     }
 
     after_save = await store.update_session(session.uid, SessionChanges(replace=saved), later(2))
     after_loss = await store.update_session(session.uid, SessionChanges(replace=lost), later(3))
 
     assert {name: getattr(after_save, name) for name in saved} == saved
-    assert after_save.autosave
+    assert after_save.unloaded_snapshot_id is None
     assert {name: getattr(after_loss, name) for name in lost} == lost
     assert after_loss.saved_at == later(1.5)
     assert after_loss == await store.get_session("demo")
     view = SessionView.of(after_loss, "http://h").model_dump(mode="json")
     assert (view["saved_snapshot_id"], view["save_problem"]) == (None, "full")
     assert view["saved_at"] == "2026-01-20T10:00:01.623456Z"
-    assert not {"state_only", "files_from", "autosave"} & set(view)
+    assert not {"state_only", "files_from", "unloaded_snapshot_id"} & set(view)
 
 
 async def test_what_is_not_live_can_be_neither_updated_nor_moved_nor_claimed_nor_deleted(store: Store) -> None:
