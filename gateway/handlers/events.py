@@ -87,8 +87,8 @@ class RunEventHandler(EventHandler):
     async def resume(self, session_id: str, execution_id: str, after: int) -> None:
         """Go on after an event; of a run that ended long ago only `done`, which holds everything."""
         executions = self.services.executions
-        run = executions.find_run(execution_id)
-        if run is not None and run.record.session_uid == await self.services.sessions.uid_of(session_id):
+        run = await executions.find_run(session_id, execution_id)
+        if run is not None:
             with executions.following(run):
                 return await self.follow_run(run, after)
         record = await executions.get(session_id, execution_id)

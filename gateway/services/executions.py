@@ -157,9 +157,13 @@ class ExecutionService:
         if not run.finished.is_set() and run.followers == 0 and run.departures == departures:
             await run.stop(self._settings.interrupt_grace_s)
 
-    def find_run(self, execution_id: str) -> Run | None:
+    async def find_run(self, session_id: str, execution_id: str) -> Run | None:
         """A run that is under way or has ended lately, with all of its events."""
-        return self._recent.get(execution_id)
+        uid = await self._sessions.uid_of(session_id)
+        if (taking_over := self._taking_over.get(uid)) is not None:
+            await taking_over.wait()
+        run = self._recent.get(execution_id)
+        return run if run is not None and run.record.session_uid == uid else None
 
     def _submit(
         self, live: LiveSession, request: RunRequest, caller: str, interactive: bool, run_id: str | None

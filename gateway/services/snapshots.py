@@ -33,7 +33,7 @@ from gateway.services.vault import Vault, measured, new_snapshot_id
 from gateway.states import State
 from gateway.stores.base import Store
 from kernels.engine import Engine, SnapshotInfo
-from kernels.errors import BadArchive, KernelBusy, KernelGone
+from kernels.errors import BadArchive, KernelBusy, KernelGone, KernelsError
 
 log = logging.getLogger(__name__)
 
@@ -184,6 +184,9 @@ class SnapshotService:
         return session
 
     async def _restore(self, live: LiveSession, snapshot: Snapshot, request: RestoreSnapshot) -> Session:
+        if live.starting and live.kernel is None:
+            with contextlib.suppress(KernelsError):  # it need not start for this
+                await live.ready()
         if snapshot.place != live.uid:
             snapshot = await self._adopt(live.session, snapshot)
         with self._vault.using(snapshot.id):

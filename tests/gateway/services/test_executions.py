@@ -715,6 +715,46 @@ async def test_the_same_run_sent_again_to_the_next_gateway_gets_its_result_and_r
     assert runs["result"] == "'r'"
 
 
+async def test_a_run_that_could_not_begin_at_first_runs_once_when_it_is_sent_again_and_again(tmp_path: Path) -> None:
+    code = "import time\nopen('runs', 'a').write('r')\nprint('begun')\ntime.sleep(1)\nlen(open('runs').read())"
+    headers = {"Idempotency-Key": "once"}
+    async with gateway_process(tmp_path / "data", live_limit=1) as gateway, Api(gateway.url) as api:
+        await api.create(id="other")
+        await api.run("other", "1")
+        await api.create(id="a")
+        await api.post("/api/sessions/a/run", {"code": code}, 503, headers=headers)
+        await api.post("/api/sessions/other/hibernate")
+        second = asyncio.ensure_future(api.http.post("/api/sessions/a/run", json={"code": code}, headers=headers))
+        async with asyncio.timeout(20):
+            while not (await api.http.get("/api/sessions/a/files/runs")).is_success:
+                await asyncio.sleep(0.01)
+        await api.get("/api/sessions/a/states")
+        await gateway.kill()
+        await asyncio.gather(second, return_exceptions=True)
+        await gateway.start()
+
+        third = await api.post("/api/sessions/a/run", {"code": code}, 200, headers=headers)
+
+    assert (third["status"], third["stdout"], third["result"]) == ("ok", "begun\n", "1")
+
+
+async def test_a_run_that_was_taken_over_keeps_its_own_time_limit(tmp_path: Path) -> None:
+    code = "import time\nprint('begun')\ntime.sleep(3)\n'over'"
+    async with gateway_process(tmp_path / "data", run_timeout_s=1.5) as gateway, Api(gateway.url) as api:
+        begun = await api.post("/api/sessions/a/run", {"code": code, "timeout": 60, "background": True}, 202)
+        events_path = f"/api/sessions/a/executions/{begun['execution_id']}/events"
+        async with api.events(events_path) as events:
+            async for event in events:
+                if event.kind == "stdout":
+                    break
+        await gateway.kill()
+        await gateway.start()
+        async with api.events(events_path) as events:
+            told = [event async for event in events][-1].data
+
+    assert (told["status"], told["result"]) == ("ok", "'over'")
+
+
 async def test_kernels_whose_session_is_gone_are_ended(tmp_path: Path) -> None:
     async with gateway_process(tmp_path / "data") as gateway, Api(gateway.url) as api:
         await api.run("a", "x = 1")

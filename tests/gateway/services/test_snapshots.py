@@ -1,13 +1,25 @@
 """Saved state, as a client sees it: snapshots, restore, duplicate, remix, sleep, undelete, export and import."""
 
 import asyncio
+import io
+import json
+import os
+import signal
+import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from blake3 import blake3
 
 from tests.api import Api
 from tests.gateways import gateway_process, keepers_of, kernels_of
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 COUNTER = """
 import collections
@@ -396,6 +408,123 @@ async def test_a_package_that_is_another_one_now_is_told(api: Api, session_id: s
     assert woken["result"] == "(1, '2.0')" or woken["result"] == "(1, '1.0')"
     told = [one["reason"] for one in woken["not_carried"] if one["name"] == "*"]
     assert told == [] or "ours 1.0" in told[0]
+
+
+async def test_who_looks_while_a_session_goes_back_does_not_have_it_go_back_twice(api: Api, session_id: str) -> None:
+    path = f"/api/sessions/{session_id}"
+    await api.run(session_id, "x = 1\nfor n in range(2000): open(f'f{n}', 'w').write('x')")
+    saved = await api.post(f"{path}/snapshots", {}, 201)
+    looking = True
+
+    async def look() -> None:
+        while looking:
+            await api.get(path)
+            await api.get(f"{path}/files")
+
+    lookers = [asyncio.ensure_future(look()) for _ in range(4)]
+    await api.post(f"{path}/restore", {"snapshot_id": saved["id"]})
+    await api.run(session_id, "open('new', 'w').write('new')")
+    looking = False
+    await asyncio.gather(*lookers)
+
+    assert (await api.run(session_id, "import os; x, os.path.exists('new'), len(os.getcwd()) > 0"))["result"] == (
+        "(1, True, True)"
+    )
+
+
+async def test_variables_that_can_not_be_read_any_more_are_told_and_kept(tmp_path: Path) -> None:
+    settings = {"autosaves_kept": 1}
+    async with gateway_process(tmp_path / "data", **settings) as gateway, Api(gateway.url) as api:
+        await api.run("a", "x = list(range(10_000))")
+        asleep = await api.post("/api/sessions/a/hibernate")
+        for pack in (tmp_path / "data" / "snapshots").rglob("*.pack"):
+            content = bytearray(pack.read_bytes())
+            content[len(content) // 2] ^= 1
+            pack.write_bytes(content)
+
+        first = await api.run("a", "'x' in globals()")
+        second = await api.run("a", "y = 1")
+        for _ in range(3):
+            await api.run("a", "y += 1")
+            await api.post("/api/sessions/a/hibernate")
+        listed = (await api.get("/api/sessions/a/snapshots"))["snapshots"]
+
+    assert (first["result"], first["resumed"], first["fresh_start"]) == ("False", False, True)
+    assert "could not be brought back" in first["not_carried"][0]["reason"]
+    assert second["not_carried"] == []
+    assert asleep["saved_snapshot_id"] in [one["id"] for one in listed]
+    assert len(listed) <= 3
+
+
+async def test_bytes_that_are_missing_cost_no_later_save(tmp_path: Path) -> None:
+    async with gateway_process(tmp_path / "data", autosaves_kept=1) as gateway, Api(gateway.url) as api:
+        for number in range(3):
+            await api.run("a", f"x = {number}")
+            asleep = await api.post("/api/sessions/a/hibernate", expect=200)
+            for manifest in (tmp_path / "data" / "snapshots").rglob("*.snapshot"):
+                if number == 0:
+                    manifest.unlink()
+        seen = await api.run("a", "x")
+
+    assert asleep["state"] == "IDLE"
+    assert seen["result"] == "2"
+
+
+async def test_a_copy_of_a_part_has_no_more_than_that_part(api: Api, session_id: str) -> None:
+    await api.run(session_id, "x, y = 1, 2")
+    part = await api.post(f"/api/sessions/{session_id}/remix", {"name": "part", "state": ["x"]}, 201)
+    await api.run(part["id"], "1")
+    await api.post(f"/api/sessions/{part['id']}/hibernate")
+
+    copy = await api.post(f"/api/sessions/{part['id']}/duplicate", {}, 201)
+
+    assert (await api.run(copy["id"], "'x' in globals(), 'y' in globals()"))["result"] == "(True, False)"
+
+
+async def test_a_variable_that_was_set_and_lost_is_told(api: Api, session_id: str) -> None:
+    path = f"/api/sessions/{session_id}"
+    await api.run(session_id, "import os; x, pid = 1, os.getpid()")
+    await api.post(f"{path}/snapshots", {}, 201)
+    await api.call("PUT", f"{path}/variables/x", {"value": 2})
+    pid = int((await api.get(f"{path}/variables/pid"))["preview"])
+    os.kill(pid, signal.SIGKILL)
+    await until(api, path, lambda session: session["state"] == "ERROR")
+
+    back = await api.run(session_id, "x")
+
+    assert back["result"] == "1"
+    assert "had not been saved" in back["not_carried"][0]["reason"]
+
+
+async def test_a_tarball_that_lies_about_itself_is_refused(api: Api, session_id: str) -> None:
+    await api.run(session_id, "x = 1")
+    saved = await api.post(f"/api/sessions/{session_id}/snapshots", {}, 201)
+    tarball = (await api.http.get(f"/api/sessions/{session_id}/snapshots/{saved['id']}/archive")).content
+
+    for facts in ({"variables": 7}, {"unsaved": 5}, {"packages": ["numpy"]}, {"variables": [{"name": 1}]}):
+        refused = await put_snapshot(api, with_facts(tarball, facts), 422)
+        assert "facts." in refused["error"]
+
+
+def with_facts(tarball: bytes, changes: dict[str, Any]) -> bytes:
+    """The same snapshot, with other facts and, as a liar would have it, the digest that goes with them."""
+    members: list[tuple[tarfile.TarInfo, bytes]] = []
+    with tarfile.open(fileobj=io.BytesIO(zstd.decompress(tarball))) as tar:
+        for member in tar:
+            content = tar.extractfile(member)
+            members.append((member, content.read() if content is not None else b""))
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for member, content_ in members:
+            if member.name == "manifest.json":
+                told = json.loads(content_)["content"]
+                told["facts"] = {**told["facts"], **changes}
+                body = json.dumps(told, sort_keys=True, separators=(",", ":"))
+                digest = blake3(body.encode()).hexdigest()
+                content_ = f'{{"format":1,"digest":"{digest}","content":{body}}}\n'.encode()
+                member.size = len(content_)
+            tar.addfile(member, io.BytesIO(content_))
+    return zstd.compress(packed.getvalue())
 
 
 async def result_of(api: Api, session_id: str, code: str) -> str | None:
