@@ -33,7 +33,8 @@ from gateway.metrics import Metrics
 from gateway.services.executions import ExecutionService
 from gateway.services.idempotency import IdempotencyService
 from gateway.services.introspection import IntrospectionService
-from gateway.services.live import Live, Tools
+from gateway.services.live import Live
+from gateway.services.live_session import Tools
 from gateway.services.recorder import Recorder
 from gateway.services.sessions import SessionService
 from gateway.services.snapshots import SnapshotService

@@ -8,7 +8,8 @@ from gateway.config import Settings
 from gateway.errors import Conflict, GatewayError, NotFound, StoreAway
 from gateway.models.base import now
 from gateway.models.sessions import Session
-from gateway.services.live import Live, LiveSession
+from gateway.services.live import Live
+from gateway.services.live_session import LiveSession
 from gateway.services.recorder import Spawn
 from gateway.services.sessions import SessionService
 from gateway.states import State

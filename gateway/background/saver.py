@@ -5,7 +5,8 @@ import time
 
 from gateway.config import Settings
 from gateway.errors import GatewayError
-from gateway.services.live import Live, LiveSession
+from gateway.services.live import Live
+from gateway.services.live_session import LiveSession
 from gateway.services.recorder import Spawn
 from kernels.errors import KernelBusy, KernelGone, KernelsError
 

@@ -10,7 +10,8 @@ from gateway.errors import GatewayError, StoreAway
 from gateway.models.base import now
 from gateway.models.sessions import Session
 from gateway.services.executions import ExecutionService
-from gateway.services.live import Live, settlement
+from gateway.services.live import Live
+from gateway.services.live_session import settlement
 from gateway.services.recorder import Recorder
 from gateway.stores.base import Store
 from kernels.engine import Engine, Kept

@@ -34,7 +34,8 @@ from gateway.models.executions import (
 )  # fmt: skip
 from gateway.models.pages import PageRequest
 from gateway.models.sessions import CreateSession
-from gateway.services.live import Live, LiveSession
+from gateway.services.live import Live
+from gateway.services.live_session import LiveSession
 from gateway.services.recorder import Recorder, Spawn
 from gateway.services.runs import Run
 from gateway.services.sessions import SessionService

@@ -39,7 +39,8 @@ from gateway.models.sessions import (
     size_bytes,
 )  # fmt: skip
 from gateway.services.lasting import lasting
-from gateway.services.live import Live, LiveSession
+from gateway.services.live import Live
+from gateway.services.live_session import LiveSession
 from gateway.services.recorder import Recorder, Spawn
 from gateway.stores.base import SessionChanges, Store
 from kernels.engine import Engine, Kernelspec, Workspace

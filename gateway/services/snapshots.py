@@ -25,7 +25,8 @@ from gateway.models.snapshots import (
     SnapshotFacts,
 )  # fmt: skip
 from gateway.services.lasting import lasting
-from gateway.services.live import Live, LiveSession
+from gateway.services.live import Live
+from gateway.services.live_session import LiveSession
 from gateway.services.recorder import Recorder, Spawn
 from gateway.services.sessions import SessionService, new_session_id
 from gateway.services.unborn import Unborn
