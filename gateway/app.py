@@ -35,6 +35,7 @@ from gateway.services.idempotency import IdempotencyService
 from gateway.services.introspection import IntrospectionService
 from gateway.services.live import Live
 from gateway.services.live_session import Tools
+from gateway.services.past_runs import PastRuns
 from gateway.services.recorder import Recorder
 from gateway.services.sessions import SessionService
 from gateway.services.snapshots import SnapshotService
@@ -215,7 +216,10 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
                     log.warning("%d kernels of an earlier gateway were ended", orphans)
                 url = _url(settings, sockets)
                 services = _services(settings, store, engine, metrics, context, background, url)
-                supervisor = Supervisor(settings, store, engine, services.live, services.executions, services.recorder)
+                past = PastRuns(settings, store, engine, services.recorder)
+                supervisor = Supervisor(
+                    settings, store, engine, services.live, services.executions, past, services.recorder
+                )
                 saver = Saver(settings, services.live, background.spawn)
                 reaper = Reaper(settings, store, services.live, services.sessions, background.spawn)
                 await supervisor.look_for_kept()
@@ -258,7 +262,17 @@ def _services(
         store=store,
         live=live,
         sessions=sessions,
-        executions=ExecutionService(settings, store, live, sessions, recorder, background.spawn, metrics, engine),
+        executions=ExecutionService(
+            settings,
+            store,
+            live,
+            sessions,
+            recorder,
+            background.spawn,
+            metrics,
+            engine,
+            PastRuns(settings, store, engine, recorder),
+        ),
         introspection=IntrospectionService(settings, sessions),
         snapshots=SnapshotService(settings, store, engine, live, sessions, vault, recorder, background.spawn),
         idempotency=IdempotencyService(settings, recorder),

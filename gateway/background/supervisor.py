@@ -12,6 +12,7 @@ from gateway.models.sessions import Session
 from gateway.services.executions import ExecutionService
 from gateway.services.live import Live
 from gateway.services.live_session import settlement
+from gateway.services.past_runs import PastRuns
 from gateway.services.recorder import Recorder
 from gateway.stores.base import Store
 from kernels.engine import Engine, Kept
@@ -23,10 +24,11 @@ log = logging.getLogger(__name__)
 class Supervisor:
     def __init__(
         self, settings: Settings, store: Store, engine: Engine, live: Live, executions: ExecutionService,
-        recorder: Recorder,
+        past: PastRuns, recorder: Recorder,
     ) -> None:  # fmt: skip
         self._engine = engine
         self._executions = executions
+        self._past = past
         self._kept: list[Kept] = []  # kernels that have outlived an earlier gateway, and wait to be taken back
         self._settings = settings
         self._store = store
@@ -96,8 +98,8 @@ class Supervisor:
         session = await self._store.claim_session(session.uid, self._settings.gateway_id, stale_before)
         if kept is not None:
             with contextlib.suppress(KernelsError):
-                await self._executions.end_with(session.uid, kept)
-        await self._executions.end_lost(session.uid, "The gateway stopped while this run was under way.")
+                await self._past.end_with(session.uid, kept)
+        await self._past.end_lost(session.uid, "The gateway stopped while this run was under way.")
         if settled := settlement(session):
             await self._store.move_session(session.uid, settled)
         await self._store.release_session(session.uid, self._settings.gateway_id)

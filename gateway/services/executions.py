@@ -9,7 +9,6 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
-from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 from uuid import uuid4
@@ -36,17 +35,17 @@ from gateway.models.pages import PageRequest
 from gateway.models.sessions import CreateSession
 from gateway.services.live import Live
 from gateway.services.live_session import LiveSession
+from gateway.services.past_runs import PastRuns
 from gateway.services.recorder import Recorder, Spawn
 from gateway.services.runs import Run
 from gateway.services.sessions import SessionService
 from gateway.states import State
 from gateway.stores.base import SessionChanges, Store
-from kernels.engine import Engine, Exit, Kept
+from kernels.engine import Engine
 from kernels.errors import KernelGone, KernelsError, NeverArrived, NotOffered, StartFailed
-from kernels.journaled import PastRun, past_runs, retold
+from kernels.journaled import PastRun
 from kernels.kernel import Execution as Cell
 from kernels.kernel import Kernel
-from kernels.messages import Wire
 from kernels.outputs import error_of
 
 log = logging.getLogger(__name__)
@@ -59,11 +58,12 @@ _REMEMBERED_BYTES = 32 * 2**20
 class ExecutionService:
     def __init__(
         self, settings: Settings, store: Store, live: Live, sessions: SessionService, recorder: Recorder,
-        spawn: Spawn, metrics: Metrics, engine: Engine,
+        spawn: Spawn, metrics: Metrics, engine: Engine, past: PastRuns,
     ) -> None:  # fmt: skip
         self._settings = settings
         self._store = store
         self._engine = engine
+        self._past = past
         self._live = live
         self._sessions = sessions
         self._recorder = recorder
@@ -211,7 +211,8 @@ class ExecutionService:
     async def _take_over(self, live: LiveSession, known: asyncio.Event) -> None:
         try:
             try:
-                runs = await self._runs_before(live, await live.ready())
+                begun = await self._past.begun(live, await live.ready())
+                runs = [self._resumed(record, past) for record, past in begun]
                 live.queue.extendleft(reversed(runs))
                 self._metrics.queued.inc(len(runs))
                 self._recent.update((run.id, run) for run in runs)
@@ -221,45 +222,11 @@ class ExecutionService:
                 log.warning("The runs of session %r could not be taken over: %s", live.session.id, error)
                 if live.session.state is State.BUSY:
                     live.move(State.ERROR, str(error))
-                await self.end_lost(live.uid, str(error))
+                await self._past.end_lost(live.uid, str(error))
         finally:
             del self._taking_over[live.uid]
             known.set()
             await self._work(live)
-
-    async def _runs_before(self, live: LiveSession, kernel: Kernel) -> list[Run]:
-        """Runs that the kernel has begun and whose end is not on record, in order; others that wait never began."""
-        begun = await past_runs(self._engine.journal(kernel.id), kernel.channels.wire)
-        unfinished = await self._recorder.write(partial(self._store.list_unfinished, live.uid))
-        open_ = {record.id: record for record in unfinished}
-        runs = []
-        for past in reversed(begun):
-            record = open_.pop(past.run_id, None) or await self._without_record(live, past)
-            if record is None:
-                break  # it is on record, and so is all before it
-            record.started_at = record.started_at or _moment(past.started_at)
-            runs.append(self._resumed(record, past))
-        for record in open_.values():
-            if record.started_at is not None:  # its beginning is not in the journal any more, or on its way
-                past = PastRun(record.id, record.code, None, record.started_at.timestamp())
-                runs.insert(0, self._resumed(record, past))
-                continue
-            record.status, record.finished_at = Status.INTERRUPTED, now()
-            record.error = _error("GatewayStopped", "The gateway stopped before this run began.")
-            live.outbox.execution(record)
-        return runs[::-1]
-
-    async def _without_record(self, live: LiveSession, past: PastRun) -> Execution | None:
-        """The beginnings of a record for a run that the store has not heard of, or not of its begin; None if it has."""
-        try:
-            record = await self._recorder.write(partial(self._store.get_execution, live.uid, past.run_id))
-        except ExecutionNotFound:
-            return Execution(
-                id=past.run_id, session_uid=live.uid, session_id=live.session.id, code=past.code,
-                queued_at=_moment(past.started_at),
-                timeout_s=live.session.default_timeout or self._settings.run_timeout_s,
-            )  # fmt: skip
-        return record if record.started_at is None else None
 
     def _resumed(self, record: Execution, past: PastRun) -> Run:
         run = Run(
@@ -268,28 +235,6 @@ class ExecutionService:
         )  # fmt: skip
         run.keep_on = True
         return run
-
-    async def end_lost(self, uid: str, why: str) -> None:
-        """End the records of runs that nobody can go on with."""
-        for lost in await self._recorder.write(partial(self._store.list_unfinished, uid)):
-            error = RunError(ename="GatewayStopped", evalue=why)
-            ended = {"status": Status.DIED, "error": error, "state_kept": False, "finished_at": now()}
-            await self._recorder.write(partial(self._store.put_execution, lost.model_copy(update=ended)))
-
-    async def end_with(self, uid: str, kept: Kept) -> None:
-        """End the records of runs whose kernel ended while nobody was there, with all that they had published."""
-        async with self._engine.adopt(kept.kernel_id) as process:
-            exit_, wire = await process.ended(), Wire.of(process.connection)
-            for record in await self._recorder.write(partial(self._store.list_unfinished, uid)):
-                told = await retold(
-                    self._engine.journal(kept.kernel_id), wire, record.id,
-                    output_limit_bytes=self._settings.output_limit_bytes,
-                )  # fmt: skip
-                record.outputs, record.truncated = told.outputs.as_nbformat(), told.outputs.truncated
-                record.execution_count = told.execution_count
-                record.status, record.error = _told_status(told.reply, exit_)
-                record.state_kept, record.finished_at = False, now()
-                await self._recorder.write(partial(self._store.put_execution, record))
 
     async def _go_on(self, live: LiveSession, run: Run) -> None:
         try:
@@ -589,16 +534,6 @@ def _content(path: str, content: str | FileContent) -> bytes:
         return base64.b64decode(content.content, validate=True)
     except binascii.Error as error:
         raise Invalid(f"files.{path}.content: is not base64: {error}.", field=f"files.{path}.content") from None
-
-
-def _told_status(reply: dict[str, Any] | None, exit_: Exit) -> tuple[Status, RunError | None]:
-    if reply is None:
-        return Status.DIED, _error("KernelDied", exit_.reason)
-    return (Status.OK, None) if reply["status"] == "ok" else (Status.ERROR, RunError(**error_of(reply)))
-
-
-def _moment(unix_time: float | None) -> datetime:
-    return now() if unix_time is None else datetime.fromtimestamp(unix_time, UTC)
 
 
 def _error(ename: str, evalue: str) -> RunError:
