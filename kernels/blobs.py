@@ -9,6 +9,7 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -201,7 +202,9 @@ class ObjectBlobs:
         """A store by its address: `s3://bucket/prefix`, `gs://…`, `az://…`, `memory:///`, `file:///…`."""
         from obstore.store import from_url
 
-        return cls(from_url(url, **options))
+        wait = {"init_backoff": timedelta(seconds=0.1), "max_backoff": timedelta(seconds=2), "base": 2}
+        retry: Any = {"max_retries": 3, "retry_timeout": timedelta(seconds=15), "backoff": wait}
+        return cls(from_url(url, retry_config=retry, **options))
 
     def put_file(self, key: str, path: Path) -> None:
         with _reaching():

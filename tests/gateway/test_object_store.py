@@ -48,8 +48,9 @@ async def test_an_object_store_that_is_away_is_told_and_costs_nothing(
             asleep = await api.post("/api/sessions/a/hibernate", expect=503)
             environment = await api.run("a", "import os; x, [name for name in os.environ if name.startswith('AWS')]")
             document = await api.get("/api/sessions/a")
-            gateway.process.kill() if gateway.process else None
+            stopped = await gateway.stop()
 
+    assert stopped == 0
     assert refused["code"] == asleep["code"] == "object_store_unavailable"
     assert environment["result"] == "(1, [])"
     assert "object store" in document["save_problem"]
