@@ -216,7 +216,7 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
                     log.warning("%d kernels of an earlier gateway were ended", orphans)
                 url = _url(settings, sockets)
                 services = _services(settings, store, engine, metrics, context, background, url)
-                past = PastRuns(settings, store, engine, services.recorder)
+                past = PastRuns(settings, store, engine)
                 supervisor = Supervisor(
                     settings, store, engine, services.live, services.executions, past, services.recorder
                 )
@@ -271,7 +271,7 @@ def _services(
             background.spawn,
             metrics,
             engine,
-            PastRuns(settings, store, engine, recorder),
+            PastRuns(settings, store, engine),
         ),
         introspection=IntrospectionService(settings, sessions),
         snapshots=SnapshotService(settings, store, engine, live, sessions, vault, recorder, background.spawn),

@@ -25,17 +25,28 @@ _syncfs = getattr(_libc, "syncfs", None) if sys.platform == "linux" else None
 def building(parent: int) -> Iterator[tuple[bytes, int]]:
     """A new folder and its descriptor; whatever has its name after the block is deleted."""
     name = hidden_name()
-    os.mkdir(name, 0o700, dir_fd=parent)
     try:
-        fd = os.open(name, _FOLDER, dir_fd=parent)
-        try:
+        with _alone(parent):  # who looks for what is left finds it locked, or not at all
+            os.mkdir(name, 0o700, dir_fd=parent)
+            fd = os.open(name, _FOLDER, dir_fd=parent)
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
             yield name, fd
         finally:
             os.close(fd)
     finally:
         with suppress(OSError):  # a process that keeps adding files to it may win for now
             delete_tree(name, parent)
+
+
+@contextmanager
+def _alone(folder: int) -> Iterator[None]:
+    """A block that nobody else is in who has opened the same folder."""
+    fcntl.flock(folder, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        fcntl.flock(folder, fcntl.LOCK_UN)
 
 
 def swap(parent: int, new: bytes, old: bytes) -> None:
@@ -72,7 +83,9 @@ def clean(parent: int) -> None:
         if not is_hidden(name.removesuffix(_READY)):
             continue
         with suppress(OSError):
-            if is_free(name, parent):
+            with _alone(parent):
+                left = is_free(name, parent)
+            if left:
                 delete_tree(name, parent)
 
 

@@ -101,7 +101,7 @@ class Supervisor:
                 await self._past.end_with(session.uid, kept)
         await self._past.end_lost(session.uid, "The gateway stopped while this run was under way.")
         if settled := settlement(session):
-            await self._store.move_session(session.uid, settled)
+            await self._store.move_session(session.uid, settled, holder=self._settings.gateway_id)
         await self._store.release_session(session.uid, self._settings.gateway_id)
         log.info("Session %r was taken in after a gateway that is gone", session.id)
 

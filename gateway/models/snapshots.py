@@ -124,7 +124,8 @@ class RemixSession(_CarriesOn):
 class Snapshot(BaseModel):
     """The stored document; its bytes are kept under `place`, the session's uid or, brought in from outside, its own.
 
-    `stored_bytes` is what it added to its place. `state_note` tells why it holds no variables, or how they were saved.
+    `stored_bytes` is what it added to its place. One that is taken unasked is of the variables alone. `state_note` says
+    why it holds no variables, or how they were saved.
     """
 
     model_config = ConfigDict(extra="ignore")
@@ -142,15 +143,11 @@ class Snapshot(BaseModel):
     variable_count: int = 0
     unsaved: Unsaved = []
     skipped: Skipped = []
+    has_files: bool = True
     has_state: bool = False
     state_note: Annotated[str, _told(1000)] | None = None
     parent_snapshot_id: str | None = None
     digest: str
-
-    @property
-    def has_files(self) -> bool:
-        """Whether it was taken of the files too: those that are taken unasked are of the variables alone."""
-        return self.kind not in ("autosave", "hibernate", "stop")
 
     @property
     def is_loose(self) -> bool:
@@ -198,6 +195,7 @@ class SnapshotView(Answer):
     variable_count: int
     unsaved: list[UnsavedVariable]
     skipped: list[SkippedFile]
+    has_files: bool
     has_state: bool
     state_note: str | None
     parent_snapshot_id: str | None

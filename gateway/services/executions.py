@@ -14,7 +14,17 @@ from typing import Any
 from uuid import uuid4
 
 from gateway.config import Settings
-from gateway.errors import Conflict, ExecutionNotFound, GatewayError, Invalid, SessionNotFound, Stopping, TooLarge
+from gateway.errors import (
+    Conflict,
+    ExecutionNotFound,
+    GatewayError,
+    Invalid,
+    SessionNotFound,
+    Stopping,
+    StoreAway,
+    TooLarge,
+    Unavailable,
+)  # fmt: skip
 from gateway.metrics import Metrics
 from gateway.models.base import now
 from gateway.models.executions import (
@@ -51,6 +61,8 @@ from kernels.outputs import error_of
 log = logging.getLogger(__name__)
 
 _REMEMBERED_RUNS = 500
+_STORE_LOOK_S = 0.5
+_PATIENCE_S = 5.0
 _SHORTEST_S = 0.1  # for a run whose time was over when it was taken over
 _REMEMBERED_BYTES = 32 * 2**20
 
@@ -71,6 +83,7 @@ class ExecutionService:
         self._metrics = metrics
         self._recent: OrderedDict[str, Run] = OrderedDict()
         self._recent_bytes = 0
+        self._stopping = asyncio.Event()
         self._taking_over: dict[str, asyncio.Event] = {}  # by uid: set once it is known what had begun
 
     async def run(self, session_id: str, request: RunRequest, caller: str, *, run_id: str | None = None) -> RunAnswer:
@@ -99,8 +112,7 @@ class ExecutionService:
             live = await self._live.get(session_id)
         except SessionNotFound:
             return None
-        if (taking_over := self._taking_over.get(live.uid)) is not None:
-            await taking_over.wait()
+        await self._taken_over(live.uid)
         if (run := self._recent.get(run_id)) is not None:
             return run
         await live.outbox.flushed()
@@ -161,8 +173,7 @@ class ExecutionService:
     async def find_run(self, session_id: str, execution_id: str) -> Run | None:
         """A run that is under way or has ended lately, with all of its events."""
         uid = await self._sessions.uid_of(session_id)
-        if (taking_over := self._taking_over.get(uid)) is not None:
-            await taking_over.wait()
+        await self._taken_over(uid)
         run = self._recent.get(execution_id)
         return run if run is not None and run.record.session_uid == uid else None
 
@@ -211,22 +222,54 @@ class ExecutionService:
     async def _take_over(self, live: LiveSession, known: asyncio.Event) -> None:
         try:
             try:
-                begun = await self._past.begun(live, await live.ready())
+                begun = await self._begun_before(live)
                 runs = [self._resumed(record, past) for record, past in begun]
                 live.queue.extendleft(reversed(runs))
                 self._metrics.queued.inc(len(runs))
                 self._recent.update((run.id, run) for run in runs)
                 if not runs and live.session.state is State.BUSY:
                     live.move(State.READY)
-            except (GatewayError, KernelsError) as error:
-                log.warning("The runs of session %r could not be taken over: %s", live.session.id, error)
+            except Exception as error:
+                foreseen = isinstance(error, GatewayError | KernelsError)
+                log.warning("The runs of session %r could not be taken over", live.session.id, exc_info=not foreseen)
+                why = str(error) if foreseen else "Something went wrong here."
                 if live.session.state is State.BUSY:
-                    live.move(State.ERROR, str(error))
-                await self._past.end_lost(live.uid, str(error))
+                    live.move(State.ERROR, why)
+                with contextlib.suppress(StoreAway):  # then the next life of this gateway ends them
+                    await self._past.end_lost(live.uid, why)
         finally:
             del self._taking_over[live.uid]
             known.set()
             await self._work(live)
+
+    async def _begun_before(self, live: LiveSession) -> list[tuple[Execution, PastRun]]:
+        """Once the kernel has been taken back and the store is there. Raises `Stopping` if this gateway ends first."""
+        looking, stopping = asyncio.ensure_future(self._look_back(live)), asyncio.ensure_future(self._stopping.wait())
+        try:
+            await asyncio.wait({looking, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if not looking.done():
+                raise Stopping()
+            return looking.result()
+        finally:
+            looking.cancel()
+            stopping.cancel()
+
+    async def _look_back(self, live: LiveSession) -> list[tuple[Execution, PastRun]]:
+        while True:
+            try:
+                return await self._past.begun(live, await live.ready())
+            except StoreAway:
+                await asyncio.sleep(_STORE_LOOK_S)
+
+    async def _taken_over(self, uid: str) -> None:
+        """Wait until it is known what an earlier gateway had begun in a session. Raises `Unavailable` in time."""
+        if (taking_over := self._taking_over.get(uid)) is not None:
+            try:
+                async with asyncio.timeout(_PATIENCE_S):
+                    await taking_over.wait()
+            except TimeoutError:
+                why = "This gateway still looks what had begun in the session before."
+                raise Unavailable(why, retry_after_s=2) from None
 
     def _resumed(self, record: Execution, past: PastRun) -> Run:
         run = Run(
@@ -238,9 +281,11 @@ class ExecutionService:
 
     async def _go_on(self, live: LiveSession, run: Run) -> None:
         try:
-            kernel = await live.ready()
+            kernel = await self._ready(live, run)
         except (StartFailed, GatewayError) as error:
             return self._finish(live, run, Status.DIED, _error("KernelDied", str(error)), state_kept=False)
+        if kernel is None:
+            return self._finish(live, run, Status.INTERRUPTED, _cancelled())
         if live.session.state is State.READY:
             live.move(State.BUSY)
         record = run.record
@@ -250,6 +295,8 @@ class ExecutionService:
             status, error_, kept = await self._run_cell(kernel, run)
         except NeverArrived as error:
             record.started_at = None
+            if live.session.state is State.BUSY:
+                live.move(State.READY)
             return self._finish(live, run, Status.INTERRUPTED, _error("GatewayStopped", str(error)))
         if run.past is not None and not run.past.ended and record.started_at is not None:
             record.duration_ms = round((now() - record.started_at).total_seconds() * 1000, 3)
@@ -489,6 +536,7 @@ class ExecutionService:
 
     async def stop_all(self) -> None:
         """End every run: those that wait do not begin, those under way are interrupted."""
+        self._stopping.set()
         unfinished = [run for run in self._recent.values() if not run.finished.is_set()]
         await asyncio.gather(
             *(run.stop(self._settings.interrupt_grace_s) for run in unfinished), return_exceptions=True

@@ -52,6 +52,13 @@ class Live:
     def kernel_count(self) -> int:
         return sum(1 for live in self._by_id.values() if live.kernel is not None or live.starting)
 
+    def check(self) -> None:
+        """Raises `Stopping`, `Unsettled` while no session can be taken."""
+        if self.stopping:
+            raise Stopping()
+        if not self.settled:
+            raise Unsettled()
+
     def check_room(self) -> None:
         """Raises `NoRoom` when as many kernels run as may."""
         limit = self._tools.settings.live_limit

@@ -470,19 +470,22 @@ class LiveSession:
             if self.has_unsaved_work:
                 try:
                     await self._save("stop")
-                except (GatewayError, KernelsError):
+                except (CheckpointFailed, KernelGone):  # they can't be saved, and are to be replaced
                     if not state:
                         raise
             self._check_quiet()
             before = self.session.model_dump(include={"saved_snapshot_id", "saved_at", "state_only"})
-            async with self.stopped(f"It goes back to snapshot {snapshot.id}."):
+            async with contextlib.AsyncExitStack() as stack:
+                if before["saved_snapshot_id"] is not None:  # it may be needed once more
+                    stack.enter_context(self._tools.vault.using(before["saved_snapshot_id"]))
+                await stack.enter_async_context(self.stopped(f"It goes back to snapshot {snapshot.id}."))
                 changes: dict[str, Any] = {"files_from": snapshot.id} if files else {}
                 if state:
                     saved = (snapshot.id, now()) if snapshot.has_state else (None, None)
                     changes |= {"saved_snapshot_id": saved[0], "saved_at": saved[1], "state_only": None}
                 self.change(SessionChanges(replace=changes))
-                await self.outbox.flushed()
                 try:
+                    await self.outbox.flushed()
                     await self.settle_files()
                 except BaseException:
                     self.change(SessionChanges(replace={**before, "files_from": None}))

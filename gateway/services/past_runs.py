@@ -1,7 +1,6 @@
 """Runs that an earlier gateway had begun: what their kernels, and the store, know of them."""
 
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any
 
 from gateway.config import Settings
@@ -9,7 +8,6 @@ from gateway.errors import ExecutionNotFound
 from gateway.models.base import now
 from gateway.models.executions import Execution, RunError, Status
 from gateway.services.live_session import LiveSession
-from gateway.services.recorder import Recorder
 from gateway.stores.base import Store
 from kernels.engine import Engine, Exit, Kept
 from kernels.journaled import PastRun, past_runs, retold
@@ -19,16 +17,15 @@ from kernels.outputs import error_of
 
 
 class PastRuns:
-    def __init__(self, settings: Settings, store: Store, engine: Engine, recorder: Recorder) -> None:
+    def __init__(self, settings: Settings, store: Store, engine: Engine) -> None:
         self._settings = settings
         self._store = store
         self._engine = engine
-        self._recorder = recorder
 
     async def begun(self, live: LiveSession, kernel: Kernel) -> list[tuple[Execution, PastRun]]:
         """Runs that the kernel has begun and whose end is not on record, in order; the others never began, and end."""
         begun = await past_runs(self._engine.journal(kernel.id), kernel.channels.wire)
-        unfinished = await self._recorder.write(partial(self._store.list_unfinished, live.uid))
+        unfinished = await self._store.list_unfinished(live.uid)
         open_ = {record.id: record for record in unfinished}
         runs = []
         for past in reversed(begun):
@@ -50,7 +47,7 @@ class PastRuns:
     async def _without_record(self, live: LiveSession, past: PastRun) -> Execution | None:
         """The beginnings of a record for a run that the store has not heard of, or not of its begin; None if it has."""
         try:
-            record = await self._recorder.write(partial(self._store.get_execution, live.uid, past.run_id))
+            record = await self._store.get_execution(live.uid, past.run_id)
         except ExecutionNotFound:
             return Execution(
                 id=past.run_id, session_uid=live.uid, session_id=live.session.id, code=past.code,
@@ -61,16 +58,16 @@ class PastRuns:
 
     async def end_lost(self, uid: str, why: str) -> None:
         """End the records of runs that nobody can go on with."""
-        for lost in await self._recorder.write(partial(self._store.list_unfinished, uid)):
+        for lost in await self._store.list_unfinished(uid):
             error = RunError(ename="GatewayStopped", evalue=why)
             ended = {"status": Status.DIED, "error": error, "state_kept": False, "finished_at": now()}
-            await self._recorder.write(partial(self._store.put_execution, lost.model_copy(update=ended)))
+            await self._store.put_execution(lost.model_copy(update=ended))
 
     async def end_with(self, uid: str, kept: Kept) -> None:
         """End the records of runs whose kernel ended while nobody was there, with all that they had published."""
         async with self._engine.adopt(kept.kernel_id) as process:
             exit_, wire = await process.ended(), Wire.of(process.connection)
-            for record in await self._recorder.write(partial(self._store.list_unfinished, uid)):
+            for record in await self._store.list_unfinished(uid):
                 told = await retold(
                     self._engine.journal(kept.kernel_id), wire, record.id,
                     output_limit_bytes=self._settings.output_limit_bytes,
@@ -79,7 +76,7 @@ class PastRuns:
                 record.execution_count = told.execution_count
                 record.status, record.error = _told_status(told.reply, exit_)
                 record.state_kept, record.finished_at = False, now()
-                await self._recorder.write(partial(self._store.put_execution, record))
+                await self._store.put_execution(record)
 
 
 def _told_status(reply: dict[str, Any] | None, exit_: Exit) -> tuple[Status, RunError | None]:

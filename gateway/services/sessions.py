@@ -21,7 +21,6 @@ from gateway.errors import (
     SessionExists,
     SessionHeld,
     SessionNotFound,
-    Stopping,
 )  # fmt: skip
 from gateway.models.base import now
 from gateway.models.labels import check_count
@@ -176,8 +175,7 @@ class SessionService:
     async def create(self, request: CreateSession, caller: str, *, start: bool = True) -> Session:
         """Keep a new session and begin to start its kernel. Raises `SessionExists`, `Invalid`."""
         self._recorder.check()
-        if self._live.stopping:
-            raise Stopping()
+        self._live.check()
         spec, image_found = self._choose_kernel(request)
         at = now()
         session = Session(
@@ -370,6 +368,7 @@ class SessionService:
 
     async def undelete(self, session_id: str) -> Session:
         """Raises `SessionExists` if the id is taken, `SessionPurged`."""
+        self._live.check()
         session = await self._store.undelete_session(session_id, now())
         return (await self._live.hold(session)).session
 

@@ -3,15 +3,15 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 from pydantic import ValidationError
 
 from gateway.config import Settings
-from gateway.errors import Conflict, Invalid, SessionExists, SessionNotFound, SnapshotNotFound
+from gateway.errors import Conflict, GatewayError, Invalid, SessionExists, SessionNotFound, SnapshotNotFound
 from gateway.models.base import now
 from gateway.models.pages import Page, PageRequest
 from gateway.models.sessions import Session, SessionAgent, check_size
@@ -39,6 +39,9 @@ from kernels.errors import BadArchive, KernelBusy, KernelGone, KernelsError
 log = logging.getLogger(__name__)
 
 _MOST_FILES = 250_000
+_PATIENCE_S = 5.0
+
+T = TypeVar("T")
 _OF_THE_SOURCE = (
     "language", "kernel", "image_id", "image_found", "persistent", "labels", "data", "metadata", "starting_prompt",
     "agents", "template", "workspace", "allow_internet_access", "allow_public_access", "waiting_timeout_seconds",
@@ -80,13 +83,25 @@ class SnapshotService:
             return (await self._store.get_snapshot(name)).place == place
         return False
 
+    async def _done(self, work: Coroutine[Any, Any, T]) -> T:
+        """Wait for work that goes on if the caller leaves. Raises `StoreAway` when it has to wait for the store."""
+        waiting = asyncio.ensure_future(lasting(self._spawn, work))
+        try:
+            while True:
+                await asyncio.wait({waiting}, timeout=_PATIENCE_S)
+                if waiting.done():
+                    return await waiting
+                self._recorder.check()
+        finally:
+            waiting.cancel()
+
     # Taking and keeping
 
     async def create(self, session_id: str, request: CreateSnapshot, caller: str) -> Snapshot:
         """Files and variables as of now; waits for a cell that runs. Raises `SessionBusy` if it is not to wait."""
         self._recorder.check()
         live = await self._live.get(session_id)
-        return await lasting(self._spawn, self._take(live, "manual", caller, name=request.name, wait=request.wait))
+        return await self._done(self._take(live, "manual", caller, name=request.name, wait=request.wait))
 
     async def _take(
         self, live: LiveSession, kind: Any, caller: str, *, name: str | None = None, wait: bool = True
@@ -142,7 +157,7 @@ class SnapshotService:
         """
         self._recorder.check()
         place, snapshot_id = uuid4().hex, new_snapshot_id()
-        with self._unborn.making(place, snapshot_id):
+        with self._unborn.making(place, snapshot_id) as made:
             try:
                 info = await self._engine.snapshots.take_in(
                     place, snapshot_id, pieces, limit_bytes=self._settings.disk_limit_bytes, max_files=_MOST_FILES
@@ -150,9 +165,9 @@ class SnapshotService:
                 snapshot = _brought_in(info, place, caller)
             except BaseException:
                 await asyncio.shield(self._engine.remove(place))
+                made.removed = True
                 raise
-            put = self._recorder.write(partial(self._store.put_snapshot, snapshot))
-            await lasting(self._spawn, put)
+            await self._done(self._recorder.write(partial(self._store.put_snapshot, snapshot)))
         return snapshot
 
     async def get_imported(self, snapshot_id: str) -> Snapshot:
@@ -180,7 +195,7 @@ class SnapshotService:
         if live.busy:
             raise SessionBusy(session_id)
         snapshot = await self._store.get_snapshot(request.snapshot_id)
-        session = await lasting(self._spawn, self._restore(live, snapshot, request))
+        session = await self._done(self._restore(live, snapshot, request))
         self._spawn(self._sessions.start(live))
         return session
 
@@ -235,12 +250,13 @@ class SnapshotService:
         self, session_id: str, request: DuplicateSession | RemixSession, changes: dict[str, Any], caller: str
     ) -> Session:
         self._recorder.check()
+        self._live.check()
         source = await self._live.get(session_id)
         child_id = request.session_id or new_session_id()
         await self._check_free(child_id)
         self._live.check_room()
         snapshot = None if request.snapshot_id is None else await self._store.get_snapshot(request.snapshot_id)
-        live = await lasting(self._spawn, self._copy(source, child_id, snapshot, request, changes, caller))
+        live = await self._done(self._copy(source, child_id, snapshot, request, changes, caller))
         self._spawn(self._sessions.start(live))
         return live.session
 
@@ -269,14 +285,15 @@ class SnapshotService:
         if request.state and snapshot.has_state:
             only = None if request.state is True else request.state
             child = child.model_copy(update={"saved_snapshot_id": new_id, "saved_at": now(), "state_only": only})
-        with self._vault.using(snapshot.id), self._vault.using(new_id), self._unborn.making(uid, child_id):
+        with self._vault.using(snapshot.id), self._vault.using(new_id), self._unborn.making(uid, child_id) as made:
             try:
                 child = await self._fill(source.uid, snapshot, new_id, child, request.files)
                 await self._recorder.write(partial(self._store.create_session, child))
             except Exception:  # not when it is cancelled: then nobody knows what the store has heard
-                with contextlib.suppress(SnapshotNotFound):
+                with contextlib.suppress(GatewayError):  # nobody will find it without its session
                     await self._store.delete_snapshot(new_id)
                 await self._engine.remove(uid)
+                made.removed = True
                 raise
         return await self._live.hold(child)
 

@@ -3,12 +3,17 @@
 import logging
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-from gateway.errors import GatewayError
-from kernels.errors import KernelsError
-
 log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Making:
+    """`removed` once nothing is left of what could not be finished."""
+
+    removed: bool = False
 
 
 class Unborn:
@@ -17,17 +22,19 @@ class Unborn:
         self._left = sorted(folder.glob("*"))  # by an earlier process
 
     @contextmanager
-    def making(self, place: str, name: str) -> Iterator[None]:
+    def making(self, place: str, name: str) -> Iterator[Making]:
         """A block in which a place is filled for the session or snapshot `name`, until that is there or given up."""
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         record = self._folder / place
         record.write_text(name, encoding="ascii")
+        making = Making()
         try:
-            yield
-        except (GatewayError, KernelsError):
-            record.unlink(missing_ok=True)  # what was made has been removed
+            yield making
+        except BaseException:
+            if making.removed:  # else the next start looks again
+                record.unlink(missing_ok=True)
             raise
-        record.unlink(missing_ok=True)  # not if it fails unforeseen, or is cancelled: the next start looks again
+        record.unlink(missing_ok=True)
 
     async def clear(
         self, is_born: Callable[[str, str], Awaitable[bool]], remove: Callable[[str], Awaitable[None]]

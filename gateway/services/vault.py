@@ -289,6 +289,7 @@ def measured(info: SnapshotInfo) -> dict[str, Any]:
         "size_bytes": info.size_bytes,
         "stored_bytes": info.stored_bytes,
         "file_count": info.file_count,
+        "has_files": info.facts.get("files") is not False,
         "has_state": info.has_state,
         "digest": info.digest,
         "skipped": [SkippedFile(path=one.path, reason=one.reason) for one in info.skipped]

@@ -1,9 +1,11 @@
 """Runs: their order, their limits, and all the ways that they end."""
 
 import asyncio
+import sqlite3
 import time
 import uuid
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -753,6 +755,30 @@ async def test_a_run_that_was_taken_over_keeps_its_own_time_limit(tmp_path: Path
             told = [event async for event in events][-1].data
 
     assert (told["status"], told["result"]) == ("ok", "'over'")
+
+
+async def test_a_run_that_its_kernel_never_got_leaves_the_session_as_good_as_before(tmp_path: Path) -> None:
+    async with gateway_process(tmp_path / "data") as gateway, Api(gateway.url) as api:
+        await api.run("a", "x = 1")
+        begun = await api.post("/api/sessions/a/run", {"code": "import time; time.sleep(0.5)", "background": True}, 202)
+        async with asyncio.timeout(20):
+            while (await api.get("/api/sessions/a"))["state"] != "BUSY":
+                await asyncio.sleep(0.01)
+        await api.get("/api/sessions/a/states")  # which waits for what is written behind the answers
+        await gateway.kill()
+        with closing(sqlite3.connect(tmp_path / "data" / "gateway.sqlite")) as store:  # as if it had been another one
+            store.execute("UPDATE executions SET id = 'lost' WHERE id = ?", (begun["execution_id"],))
+            store.commit()
+        for journal in (tmp_path / "data" / "journals").rglob("*"):
+            if journal.is_file():
+                journal.write_bytes(b"")
+        await gateway.start()
+
+        after = await api.run("a", "x + 1")
+        document = await api.get("/api/sessions/a")
+
+    assert (after["status"], after["result"]) == ("ok", "2")
+    assert document["state"] == "READY"
 
 
 async def test_kernels_whose_session_is_gone_are_ended(tmp_path: Path) -> None:

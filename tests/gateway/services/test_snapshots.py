@@ -496,6 +496,28 @@ async def test_a_variable_that_was_set_and_lost_is_told(api: Api, session_id: st
     assert "had not been saved" in back["not_carried"][0]["reason"]
 
 
+async def test_a_snapshot_of_the_variables_alone_never_takes_files_away(api: Api, session_id: str) -> None:
+    path = f"/api/sessions/{session_id}"
+    await api.run(session_id, "x = 1")
+    asleep = await api.post(f"{path}/hibernate")
+    await api.run(session_id, "x = 2; open('precious', 'w').write('p')")
+    kept = asleep["saved_snapshot_id"]
+    tarball = (await api.http.get(f"{path}/snapshots/{kept}/archive")).content
+    brought = await put_snapshot(api, tarball, 201)
+
+    await api.post(f"{path}/restore", {"snapshot_id": brought["id"]})
+    restored = await api.run(session_id, "x, open('precious').read()")
+    refused = await api.post(f"{path}/duplicate", {"new_id": f"{session_id}-c", "snapshot_id": kept}, 422)
+    copy = await api.post(f"{path}/duplicate", {"snapshot_id": kept, "files": False}, 201)
+    await api.run(copy["id"], "open('own', 'w').write('o')")
+    (of_copy,) = (await api.get(f"/api/sessions/{copy['id']}/snapshots"))["snapshots"]
+    await api.post(f"/api/sessions/{copy['id']}/restore", {"snapshot_id": of_copy["id"]})
+
+    assert restored["result"] == "(1, 'p')"
+    assert "variables alone" in refused["error"]
+    assert (await api.run(copy["id"], "x, open('own').read()"))["result"] == "(1, 'o')"
+
+
 async def test_a_tarball_that_lies_about_itself_is_refused(api: Api, session_id: str) -> None:
     await api.run(session_id, "x = 1")
     saved = await api.post(f"/api/sessions/{session_id}/snapshots", {}, 201)
