@@ -215,8 +215,8 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
                 if orphans:
                     log.warning("%d kernels of an earlier gateway were ended", orphans)
                 url = _url(settings, sockets)
-                services = _services(settings, store, engine, metrics, context, background, url)
                 past = PastRuns(settings, store, engine)
+                services = _services(settings, store, engine, metrics, context, background, url, past)
                 supervisor = Supervisor(
                     settings, store, engine, services.live, services.executions, past, services.recorder
                 )
@@ -245,7 +245,7 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
 
 def _services(
     settings: Settings, store: Store, engine: LocalEngine, metrics: Metrics, context: zmq.asyncio.Context,
-    background: Tasks, url: str,
+    background: Tasks, url: str, past: PastRuns,
 ) -> Services:  # fmt: skip
     recorder = Recorder(store, background.spawn, metrics, settings.holder_timeout_s)
     vault = Vault(settings, store, engine)
@@ -271,7 +271,7 @@ def _services(
             background.spawn,
             metrics,
             engine,
-            PastRuns(settings, store, engine),
+            past,
         ),
         introspection=IntrospectionService(settings, sessions),
         snapshots=SnapshotService(settings, store, engine, live, sessions, vault, recorder, background.spawn),

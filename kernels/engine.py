@@ -68,10 +68,6 @@ class Kept:
     limits: Limits
     exit: Exit | None = None
 
-    @property
-    def spec_name(self) -> str:
-        return self.spec.name
-
 
 @dataclass(frozen=True, slots=True)
 class ProcessUsage:

@@ -2,6 +2,7 @@
 
 from gateway.handlers.base import ApiHandler, Operation
 from gateway.models.executions import RestartRequest
+from gateway.models.pages import Page
 from gateway.models.queries import DeleteManyQuery, DeleteQuery, NoQuery, PageQuery, SessionQuery
 from gateway.models.sessions import (
     CodeView,
@@ -11,11 +12,17 @@ from gateway.models.sessions import (
     LabelMap,
     MergeSession,
     MoveList,
+    Session,
     SessionList,
     SessionView,
     StoredCode,
     UpdateSession,
 )  # fmt: skip
+
+
+def _list(handler: ApiHandler, found: Page[Session]) -> SessionList:
+    views = [handler.view(session) for session in found.items]
+    return SessionList(sessions=views, count=len(views), total_count=found.total_count, next_token=found.next_token)
 
 
 class SessionsHandler(ApiHandler):
@@ -35,10 +42,7 @@ class SessionsHandler(ApiHandler):
     async def get(self) -> None:
         query = self.query(SessionQuery)
         found = await self.services.sessions.list(query.filter, query.page_request)
-        views = [self.view(session) for session in found.items]
-        self.send(SessionList(
-            sessions=views, count=len(views), total_count=found.total_count, next_token=found.next_token
-        ))  # fmt: skip
+        self.send(_list(self, found))
 
     async def delete(self) -> None:
         self.send(await self.services.sessions.delete_many(self.query(DeleteManyQuery).filter))
@@ -91,10 +95,7 @@ class ChildrenHandler(ApiHandler):
     async def get(self, session_id: str) -> None:
         page = self.query(PageQuery).page_request
         found = await self.services.sessions.list_children(self.session_id(session_id), page)
-        views = [self.view(session) for session in found.items]
-        self.send(SessionList(
-            sessions=views, count=len(views), total_count=found.total_count, next_token=found.next_token
-        ))  # fmt: skip
+        self.send(_list(self, found))
 
 
 class LabelsHandler(ApiHandler):

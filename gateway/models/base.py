@@ -1,13 +1,23 @@
 """What all models share: strict requests, UTC times, text that can be stored and sent."""
 
+import secrets
+import string
+import time
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, PlainSerializer
 
+_BASE36 = string.digits + string.ascii_lowercase
+
 
 def now() -> datetime:
     return datetime.now(UTC)
+
+
+def new_id(kind: str) -> str:
+    """`<kind>_<unix ms>_<9 base36>`."""
+    return f"{kind}_{time.time_ns() // 1_000_000}_{''.join(secrets.choice(_BASE36) for _ in range(9))}"
 
 
 def iso(moment: datetime) -> str:

@@ -3,8 +3,6 @@
 import asyncio
 import contextlib
 import logging
-import secrets
-import string
 import time
 from collections.abc import AsyncIterator, Mapping
 from datetime import datetime
@@ -22,7 +20,7 @@ from gateway.errors import (
     SessionHeld,
     SessionNotFound,
 )  # fmt: skip
-from gateway.models.base import now
+from gateway.models.base import new_id, now
 from gateway.models.labels import check_count
 from gateway.models.pages import Page, PageRequest, SessionFilter
 from gateway.models.sessions import (
@@ -47,7 +45,6 @@ from kernels.errors import KernelsError, StartFailed
 
 log = logging.getLogger(__name__)
 
-_BASE36 = string.digits + string.ascii_lowercase
 _ALSO_CALLED = {
     "py": "python", "python3": "python", "ipython": "python", "sh": "bash", "shell": "bash",
     "node": "javascript", "nodejs": "javascript", "js": "javascript", "ts": "typescript", "golang": "go",
@@ -180,7 +177,7 @@ class SessionService:
         at = now()
         session = Session(
             uid=uuid4().hex,
-            id=request.session_id or new_session_id(),
+            id=request.session_id or new_id("sess"),
             name=request.name or request.session_id or "session",
             language=spec.language,
             kernel=spec.name,
@@ -395,10 +392,6 @@ class SessionService:
             "uptime_s": round(time.time() - kernel.process.started_at, 3) if kernel is not None else 0.0,
             "run_count": session.run_count,
         }
-
-
-def new_session_id() -> str:
-    return f"sess_{time.time_ns() // 1_000_000}_{''.join(secrets.choice(_BASE36) for _ in range(9))}"
 
 
 def _language(name: str) -> str:

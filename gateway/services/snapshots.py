@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from gateway.config import Settings
 from gateway.errors import Conflict, GatewayError, Invalid, SessionExists, SessionNotFound, SnapshotNotFound
-from gateway.models.base import now
+from gateway.models.base import new_id, now
 from gateway.models.pages import Page, PageRequest
 from gateway.models.sessions import Session, SessionAgent, check_size
 from gateway.models.snapshots import (
@@ -28,9 +28,9 @@ from gateway.services.lasting import lasting
 from gateway.services.live import Live
 from gateway.services.live_session import LiveSession
 from gateway.services.recorder import Recorder, Spawn
-from gateway.services.sessions import SessionService, new_session_id
+from gateway.services.sessions import SessionService
 from gateway.services.unborn import Unborn
-from gateway.services.vault import Vault, measured, new_snapshot_id
+from gateway.services.vault import Vault, measured
 from gateway.states import State
 from gateway.stores.base import Store
 from kernels.engine import Engine, SnapshotInfo
@@ -156,7 +156,7 @@ class SnapshotService:
         Raises `BadArchive`, `OutsideWorkspace`, `QuotaExceeded`, `NewerSnapshot`; then nothing is kept.
         """
         self._recorder.check()
-        place, snapshot_id = uuid4().hex, new_snapshot_id()
+        place, snapshot_id = uuid4().hex, new_id("snap")
         with self._unborn.making(place, snapshot_id) as made:
             try:
                 info = await self._engine.snapshots.take_in(
@@ -212,9 +212,9 @@ class SnapshotService:
 
     async def _adopt(self, session: Session, snapshot: Snapshot) -> Snapshot:
         """A copy of a snapshot of another place, for this session."""
-        new_id = new_snapshot_id()
-        with self._vault.using(snapshot.id), self._vault.using(new_id):
-            info = await self._engine.snapshots.copy(snapshot.place, snapshot.id, session.uid, new_id)
+        copy_id = new_id("snap")
+        with self._vault.using(snapshot.id), self._vault.using(copy_id):
+            info = await self._engine.snapshots.copy(snapshot.place, snapshot.id, session.uid, copy_id)
             copied = snapshot.model_copy(
                 update={"place": session.uid, "session_id": session.id, "parent_snapshot_id": snapshot.id,
                         **measured(info)}
@@ -252,7 +252,7 @@ class SnapshotService:
         self._recorder.check()
         self._live.check()
         source = await self._live.get(session_id)
-        child_id = request.session_id or new_session_id()
+        child_id = request.session_id or new_id("sess")
         await self._check_free(child_id)
         self._live.check_room()
         snapshot = None if request.snapshot_id is None else await self._store.get_snapshot(request.snapshot_id)
@@ -279,30 +279,30 @@ class SnapshotService:
             raise Invalid(f"snapshot_id: {snapshot.id!r} is not of this session.", field="snapshot_id")
         if request.files and not snapshot.has_files:
             raise Invalid(f"snapshot_id: {snapshot.id!r} holds variables alone; ask for no files.", field="files")
-        uid, new_id = uuid4().hex, new_snapshot_id()
+        uid, copy_id = uuid4().hex, new_id("snap")
         child = self._child(source.session, uid, child_id, request, changes, caller)
         check_size(child)
         if request.state and snapshot.has_state:
             only = None if request.state is True else request.state
-            child = child.model_copy(update={"saved_snapshot_id": new_id, "saved_at": now(), "state_only": only})
-        with self._vault.using(snapshot.id), self._vault.using(new_id), self._unborn.making(uid, child_id) as made:
+            child = child.model_copy(update={"saved_snapshot_id": copy_id, "saved_at": now(), "state_only": only})
+        with self._vault.using(snapshot.id), self._vault.using(copy_id), self._unborn.making(uid, child_id) as made:
             try:
-                child = await self._fill(source.uid, snapshot, new_id, child, request.files)
+                child = await self._fill(source.uid, snapshot, copy_id, child, request.files)
                 await self._recorder.write(partial(self._store.create_session, child))
             except Exception:  # not when it is cancelled: then nobody knows what the store has heard
                 with contextlib.suppress(GatewayError):  # nobody will find it without its session
-                    await self._store.delete_snapshot(new_id)
+                    await self._store.delete_snapshot(copy_id)
                 await self._engine.remove(uid)
                 made.removed = True
                 raise
         return await self._live.hold(child)
 
-    async def _fill(self, source: str, snapshot: Snapshot, new_id: str, child: Session, files: Chosen) -> Session:
+    async def _fill(self, source: str, snapshot: Snapshot, copy_id: str, child: Session, files: Chosen) -> Session:
         """Give a new place its snapshot, files and what is installed; the document of its session, files counted."""
         kept = self._engine.snapshots
-        info = await kept.copy(snapshot.place, snapshot.id, child.uid, new_id)
+        info = await kept.copy(snapshot.place, snapshot.id, child.uid, copy_id)
         if files:
-            await kept.restore_files(child.uid, new_id, paths=None if files is True else files)
+            await kept.restore_files(child.uid, copy_id, paths=None if files is True else files)
         await self._engine.copy_environment(source, child.uid)
         fields = {"place": child.uid, "session_id": child.id, "kind": "duplicate", "created_by": child.created_by,
                   "parent_snapshot_id": snapshot.id, **measured(info)}  # fmt: skip

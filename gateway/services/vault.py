@@ -5,18 +5,15 @@ A snapshot exists once the store names it; bytes that nothing names are removed 
 
 import contextlib
 import logging
-import secrets
-import string
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from gateway.config import Settings
 from gateway.errors import Conflict, SnapshotNotFound
-from gateway.models.base import now
+from gateway.models.base import new_id, now
 from gateway.models.pages import PageRequest
 from gateway.models.sessions import Session
 from gateway.models.snapshots import SkippedFile, Snapshot, SnapshotFacts, SnapshotKind, UnsavedVariable
@@ -28,7 +25,6 @@ from kernels.kernel import Kernel
 
 log = logging.getLogger(__name__)
 
-_BASE36 = string.digits + string.ascii_lowercase
 _KEPT_FOR_GOOD = ("manual", "import")
 
 
@@ -73,7 +69,7 @@ class Vault:
 
         Raises `KernelBusy` when a cell runs longer than `wait_s`, `CheckpointFailed`, `SnapshotError`, `KernelGone`.
         """
-        snapshot_id, kept = new_snapshot_id(), self._engine.snapshots
+        snapshot_id, kept = new_id("snap"), self._engine.snapshots
         with self.using(snapshot_id):
             async with AsyncExitStack() as stack:
                 state = await self._state(stack, session, kernel, wait_s)
@@ -106,10 +102,9 @@ class Vault:
         )
 
     async def _sleeping_state(self, session: Session) -> _State:
-        if session.saved_snapshot_id is None:
-            return _State(note="No kernel was running, and no variables had been saved.")
-        before = await self._engine.snapshots.info(session.uid, session.saved_snapshot_id)
-        if not before.has_state:
+        saved_id = session.saved_snapshot_id
+        before = None if saved_id is None else await self._engine.snapshots.info(session.uid, saved_id)
+        if before is None or not before.has_state:
             return _State(note="No kernel was running, and no variables had been saved.")
         facts = SnapshotFacts.model_validate(dict(before.facts))
         return _State(
@@ -199,9 +194,8 @@ class Vault:
     async def prune(self, current: Callable[[], Session]) -> None:
         """Remove what is past the settings' count and age, and bytes that nothing names. `current` is the document."""
         session = current()
-        there = await self._engine.snapshots.ids(
-            session.uid
-        )  # asked before the store is: what comes later is not in it
+        # Asked before the store is, so that what comes later is not in it.
+        there = await self._engine.snapshots.ids(session.uid)
         named: dict[str, Snapshot] = {}
         token: str | None = None
         while True:
@@ -228,10 +222,6 @@ class Vault:
             oldest = now() - timedelta(seconds=settings.snapshots_max_age_s)
             surplus += [one for one in for_good[: settings.snapshots_kept] if one.created_at < oldest]
         return [one for one in surplus if one.id not in needed]
-
-
-def new_snapshot_id() -> str:
-    return f"snap_{time.time_ns() // 1_000_000}_{''.join(secrets.choice(_BASE36) for _ in range(9))}"
 
 
 def _unsaved(one: checkpoint.Unsaved) -> UnsavedVariable:
@@ -282,10 +272,9 @@ def _document(
 
 def measured(info: SnapshotInfo) -> dict[str, Any]:
     """The fields of a snapshot's document that its bytes tell."""
-    created_at: datetime = info.created_at
     return {
         "id": info.id,
-        "created_at": created_at,
+        "created_at": info.created_at,
         "size_bytes": info.size_bytes,
         "stored_bytes": info.stored_bytes,
         "file_count": info.file_count,
