@@ -24,7 +24,7 @@ from collections.abc import (
     Iterator,
     Mapping,
 )  # fmt: skip
-from contextlib import ExitStack, asynccontextmanager, closing, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, closing, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -43,6 +43,7 @@ from kernels.errors import (
     QuotaExceeded,
     SnapshotError,
 )  # fmt: skip
+from kernels.exchanges import Exchanges
 from kernels.manifests import Entry, Key, Location, Manifest, Stored, decode, encode
 from kernels.packs import Packer, Packs, workers, write_all
 from kernels.paths import Parts, Root, open_root, show
@@ -72,12 +73,15 @@ class LocalSnapshots:
         workspace: Callable[[str], Awaitable[LocalWorkspace]],
         blobs: Blobs | None = None,
         *,
+        exchanges: Exchanges | None = None,
         settled_s: float = _SETTLED_S,
         on_stage: Callable[[str], object] = lambda _: None,
     ) -> None:
         self._folder = folder
         self._workspace = workspace
         self._blobs = blobs or FolderBlobs(folder)
+        self._exchanges = exchanges or Exchanges(folder / ".exchange")
+        self._lent: dict[str, int] = {}
         self._settled_s = settled_s
         self._on_stage = on_stage
         self._desk: Path | None = None
@@ -88,7 +92,12 @@ class LocalSnapshots:
     @asynccontextmanager
     async def state_folder(self, place: str) -> AsyncIterator[str]:
         with ExitStack() as stack:
-            yield str(await in_thread(stack.enter_context, self._work()))
+            path, fd = await in_thread(stack.enter_context, self._exchanges.lent(place, "out"))
+            self._lent[str(path)] = fd
+            try:
+                yield str(path)
+            finally:
+                del self._lent[str(path)]
 
     async def save(
         self, place: str, snapshot_id: str, *, facts: Mapping[str, Any], files: bool = True,
@@ -131,7 +140,8 @@ class LocalSnapshots:
     @asynccontextmanager
     async def state(self, place: str, snapshot_id: str) -> AsyncIterator[str | None]:
         with ExitStack() as stack:
-            pinned = await in_thread(stack.enter_context, self._pinned(place, snapshot_id, files=False))
+            folder, _ = await in_thread(stack.enter_context, self._exchanges.lent(place, "in"))
+            pinned = await in_thread(stack.enter_context, self._pinned(place, snapshot_id, files=False, into=folder))
             yield await in_thread(self._lay_out, *pinned)
 
     async def copy(self, source_place: str, snapshot_id: str, target_place: str, new_id: str) -> SnapshotInfo:
@@ -249,7 +259,7 @@ class LocalSnapshots:
                     with open_root(path) as root:
                         tree = read_tree(root, packer, before, self._settled_s)
                 self._on_stage("files read")
-                files, adopted = read_state(Path(state), work, packer, pool) if state is not None else ({}, [])
+                files, adopted = read_state(self._lent[state], work, packer, pool) if state is not None else ({}, [])
                 packer.finish()
             kept = self._state_of(place, state_of) if state_of is not None else None
             self._on_stage("packed")
@@ -343,10 +353,10 @@ class LocalSnapshots:
 
     @contextmanager
     def _pinned(
-        self, place: str, snapshot_id: str, *, files: bool = True, state: bool = True
+        self, place: str, snapshot_id: str, *, files: bool = True, state: bool = True, into: Path | None = None
     ) -> Iterator[tuple[Manifest, Path]]:
         """A snapshot, and a folder with its packs, which stay there even when it is deleted meanwhile."""
-        with _space(), self._work() as work:
+        with _space(), nullcontext(into) if into is not None else self._work() as work:
             manifest = self._stored(place, snapshot_id).manifest()
             wanted = {
                 key: at for key, at in manifest.locations.items() if (state if key[1] else files)

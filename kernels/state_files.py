@@ -27,14 +27,14 @@ State = dict[str, Callable[[], StateFile]]  # what its files are, once the packe
 Adopted = list[tuple[str, Path]]
 
 
-def read_state(folder: Path, work: Path, packer: Packer, pool: ThreadPoolExecutor) -> tuple[State, Adopted]:
+def read_state(folder: int, work: Path, packer: Packer, pool: ThreadPoolExecutor) -> tuple[State, Adopted]:
     """Give a checkpoint to the packer. A large file that is mostly new is not copied, but becomes a pack itself."""
     state: State = {}
     adopted: Adopted = []
     with ExitStack() as opened:
         for name in STATE_FILES:
             try:
-                fd = os.open(folder / name, _READ)
+                fd = os.open(name, _READ, dir_fd=folder)
             except OSError as error:
                 raise SnapshotError(f"There is no finished checkpoint: {name!r}: {error.strerror}.") from None
             opened.callback(os.close, fd)
@@ -56,7 +56,7 @@ def read_state(folder: Path, work: Path, packer: Packer, pool: ThreadPoolExecuto
             new = [chunk for chunk in chunks if (chunk.digest, True) not in packer.known]
             if sum(chunk.length for chunk in new) * 2 >= size and _is_ours_alone(fd, status):
                 pack = f"{token_hex(16)}.pack"
-                if _moved(folder / name, work / pack, status):
+                if _moved(folder, name, work / pack, status):
                     os.fsync(fd)
                     for chunk in chunks:
                         at = Location(pack, chunk.offset, chunk.length, chunk.length, 0, chunk.length)
@@ -105,10 +105,10 @@ def _is_ours_alone(fd: int, status: os.stat_result) -> bool:
     return True
 
 
-def _moved(source: Path, target: Path, status: os.stat_result) -> bool:
+def _moved(folder: int, name: str, target: Path, status: os.stat_result) -> bool:
     """Whether it is that file, and could be moved."""
     try:
-        os.rename(source, target)
+        os.rename(name, target, src_dir_fd=folder)
     except OSError:  # another file system
         return False
     if os.path.samestat(os.lstat(target), status):

@@ -30,6 +30,7 @@ from kernels.engine import Exit, Kept, Kernelspec, Launch, Limits, SetupStep, Sn
 from kernels.engines.keepers import KEEPER_ENDED, Keepers, KeptProcess
 from kernels.engines.overlay import Interpreter, Overlay, copy_environment, probe
 from kernels.errors import KernelGone, KernelsError, StartFailed
+from kernels.exchanges import Exchanges
 from kernels.journal import DEFAULT_BYTES, Entry, JournalReader
 from kernels.keeper import Folders, version, write_whole
 from kernels.logs import Log
@@ -84,7 +85,10 @@ class LocalEngine:
         self._marks: set[str] = set()  # of setups
         self._workspaces: dict[str, tuple[int | None, LocalWorkspace]] = {}  # each knows what it holds, for its quota
         blobs = ObjectBlobs.at(blobs_url) if blobs_url else None
-        self.snapshots: Snapshots = LocalSnapshots(data_dir / "snapshots", self._known_workspace, blobs)
+        self._exchanges = Exchanges(data_dir / "exchange")
+        self.snapshots: Snapshots = LocalSnapshots(
+            data_dir / "snapshots", self._known_workspace, blobs, exchanges=self._exchanges
+        )
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[None]:
@@ -273,6 +277,7 @@ class LocalEngine:
         await self.snapshots.remove(place)
         if (known := self._workspaces.pop(place, None)) is not None:
             await known[1].remove()
+        await asyncio.to_thread(self._exchanges.remove, place)
         for folder in (self._places, self._logs):
             await asyncio.to_thread(_delete_tree, folder / place)
 
