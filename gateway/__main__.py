@@ -34,12 +34,16 @@ def serve(
     config: Annotated[
         Path | None, typer.Option(envvar="GATEWAY_CONFIG", help="TOML file with settings.", exists=True, dir_okay=False)
     ] = None,
+    isolation: Annotated[
+        str | None, typer.Option(help="strict, best-effort or none: what must stand between sessions and this host.")
+    ] = None,
     insecure: Annotated[bool | None, typer.Option("--insecure", help="Serve beyond loopback without keys.")] = None,
     log_level: Annotated[str | None, typer.Option(help="DEBUG, INFO, WARNING or ERROR.")] = None,
 ) -> None:
     """Serve until SIGTERM. The first line on stdout says where, once it is ready."""
     given: dict[str, Any] = {
-        "host": host, "port": port, "data_dir": data_dir, "store": store, "insecure": insecure, "log_level": log_level,
+        "host": host, "port": port, "data_dir": data_dir, "store": store, "isolation": isolation,
+        "insecure": insecure, "log_level": log_level,
     }  # fmt: skip
     if config is not None:
         os.environ["GATEWAY_CONFIG"] = str(config)

@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 MEBI = 2**20
+MODULE = r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*$"
 
 
 def _half_of_memory() -> int:
@@ -23,7 +24,7 @@ class Image(BaseModel):
     """What an `image_id` stands for."""
 
     kernel: str
-    preloads: list[str] = []
+    preloads: list[Annotated[str, Field(pattern=MODULE)]] = []
     resources: dict[str, Any] = {}
 
 
@@ -86,6 +87,24 @@ class Settings(BaseSettings):
     output_limit_bytes: Annotated[int, Field(ge=1000)] = 10 * MEBI
     body_limit_bytes: Annotated[int, Field(ge=1000)] = 32 * MEBI
     upload_limit_bytes: Annotated[int, Field(ge=1000)] = 64 * 1024 * MEBI
+    isolation: Literal["auto", "strict", "best-effort", "none"] = Field(
+        default="auto",
+        description="strict: refuse to start unless every wall stands; best-effort: put up those that this host can "
+        "give, and tell; none: no walls; auto is strict beyond loopback, else best-effort",
+    )
+    network: Literal["auto", "none", "host"] = Field(
+        default="auto",
+        description="what sessions reach that do not say so themselves; auto is none beyond loopback, else host",
+    )
+    readable: list[Path] = Field(default=[], description="more folders of this host that sessions may read")
+    fork_server: bool = Field(default=True, description="fork Python kernels from a process that is warm")
+    pool_size: Annotated[int, Field(ge=0, le=100)] = Field(
+        default=4, description="kernels that are forked ahead, for each environment in use"
+    )
+    preloads: list[Annotated[str, Field(pattern=MODULE)]] = Field(
+        default=[], description="modules that Python kernels find imported, where their environment has them"
+    )
+
     journal_limit_bytes: Annotated[int, Field(ge=MEBI)] = Field(
         default=64 * MEBI, description="what is kept on disk of what a kernel published, for the next gateway to tell"
     )
@@ -127,6 +146,18 @@ class Settings(BaseSettings):
     @property
     def loopback(self) -> bool:
         return is_loopback(self.host)
+
+    @property
+    def walls_wanted(self) -> Literal["strict", "best-effort", "none"]:
+        if self.isolation != "auto":
+            return self.isolation
+        return "best-effort" if self.loopback else "strict"
+
+    @property
+    def default_network(self) -> Literal["none", "host"]:
+        if self.network != "auto":
+            return self.network
+        return "host" if self.loopback else "none"
 
 
 def is_loopback(host: str) -> bool:

@@ -22,7 +22,7 @@ import psutil
 import zmq
 
 from kernels import processes
-from kernels.engine import Exit
+from kernels.engine import Exit, Walls
 from kernels.errors import StartFailed
 from kernels.journal import JournalWriter
 from kernels.logs import Log
@@ -64,6 +64,7 @@ class Child:
         self.heard = asyncio.Event()
         self.forgotten = asyncio.Event()
         self.waiting: asyncio.Task[Exit]
+        self.walls = Walls()
         self.mark = f"{MARK}={order.kernel_id}"
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
@@ -175,6 +176,7 @@ class Child:
             "log_start": self.log_start,
             "memory_bytes": self.order.memory_bytes,
             "heard": self.heard.is_set(),
+            "walls": asdict(self.walls),
             "about": self.order.about,
             "exit": asdict(exit_) if exit_ is not None else None,
         }

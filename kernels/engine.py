@@ -3,7 +3,7 @@
 Nothing here may assume that the process is a child of ours, or even on this machine.
 """
 
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -37,14 +37,27 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class Walls:
+    """What stands between a kernel and everything that is not its own; `missing` says of each other wall why."""
+
+    standing: tuple[str, ...] = ()
+    missing: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Launch:
-    """All that is needed to start a kernel. `place` names its workspace and overlay, and outlives the kernel."""
+    """All that is needed to start a kernel. `place` names its workspace and overlay, and outlives the kernel.
+
+    With network `none` it reaches nothing but itself. `preloads` are modules that it finds imported, where they exist.
+    """
 
     kernel_id: str
     place: str
     spec: Kernelspec
     env: Mapping[str, str] = field(default_factory=dict)
     limits: Limits = Limits()
+    network: Literal["none", "host"] = "host"
+    preloads: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +97,7 @@ class KernelProcess(Protocol):
     kernel_id: str
     connection: Mapping[str, Any]  # as in a Jupyter connection file
     started_at: float  # unix time, seconds
+    walls: Walls
 
     async def ended(self) -> Exit:
         """Wait until it has ended by itself or by `kill`."""
@@ -302,6 +316,16 @@ class Engine(Protocol):
         """A started kernel; leaving the block ends it and all that it started. Raises `StartFailed`."""
         ...
 
+    def duplicate(
+        self, source: str, launch: Launch, fork: Callable[[str], Awaitable[object]]
+    ) -> AbstractAsyncContextManager[KernelProcess]:
+        """A kernel that carries on where the kernel `source` stands, as `start` gives it.
+
+        `fork` is given an address: it has the source make a copy of itself that reports there, and gives the place
+        its files. Raises `StartFailed`, and what `fork` raises; the source goes on in any case.
+        """
+        ...
+
     async def kept(self) -> list[Kept]:
         """Kernels that are there, or have ended meanwhile, and that this engine has neither started nor adopted."""
         ...
@@ -326,6 +350,10 @@ class Engine(Protocol):
 
     async def copy_environment(self, source: str, target: str) -> None:
         """Give a new place what is installed at another one, and the files of its home. Raises `WorkspaceError`."""
+        ...
+
+    async def copy_files(self, source: str, target: str) -> "list[Skipped]":
+        """Copy the workspace of a place to another one, whose is empty; what could not be copied."""
         ...
 
     async def remove(self, place: str) -> None:

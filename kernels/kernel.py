@@ -8,13 +8,14 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from typing import Any, Literal
 from uuid import uuid4
 
 import zmq.asyncio
 
+from kernels import duplicates
 from kernels.channels import Channels, Request, connected
 from kernels.engine import Engine, Exit, Kept, KernelProcess, Kernelspec, Launch
 from kernels.errors import KernelGone, KernelsError, NeverArrived, NotOffered, StartFailed
@@ -417,6 +418,26 @@ async def running(
             await kernel.attach(start_timeout_s)
         except StartFailed as error:
             raise StartFailed(error.sentence, (await kernel.process.printed(2000)).strip()) from None
+        yield kernel
+
+
+@asynccontextmanager
+async def duplicated(
+    engine: Engine, source: Kernel, launch: Launch, fill: Callable[[], Awaitable[object]],
+    context: zmq.asyncio.Context, *, wait_s: float, timeout_s: float,
+) -> AsyncIterator[Kernel]:  # fmt: skip
+    """A kernel that is a copy of a live one, as it is between two cells; `fill` gives its place files.
+
+    Raises `KernelBusy`, `NotForked`, `CheckpointFailed`, `StartFailed`, `KernelGone`, and what `fill` raises.
+    """
+
+    async def fork(address: str) -> None:
+        await duplicates.fork(source.channels, address, wait_s=wait_s)
+        await fill()
+
+    starting = engine.duplicate(source.id, launch, fork)
+    async with _served(starting, launch.kernel_id, launch.spec, context) as kernel:
+        await kernel.attach(timeout_s)
         yield kernel
 
 

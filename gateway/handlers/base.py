@@ -44,6 +44,7 @@ from kernels import errors as kernel_errors
 log = logging.getLogger(__name__)
 
 Model = TypeVar("Model", bound=BaseModel)
+View = TypeVar("View", bound=SessionView)
 
 
 class SaveFailed(errors.Conflict):
@@ -362,7 +363,13 @@ class ApiHandler(RequestHandler):
         return None
 
     def view(self, session: Session) -> SessionView:
-        return SessionView.of(session, self.base_url, self.services.sessions.kernel_id(session.id))
+        return self.view_as(SessionView, session)
+
+    def view_as(self, kind: type[View], session: Session, **more: Any) -> View:
+        kernel = self.services.sessions.kernel(session.id)
+        if kernel is None:
+            return kind.of(session, self.base_url, **more)
+        return kind.of(session, self.base_url, kernel.id, kernel.process.walls, **more)
 
     def _request_summary(self) -> str:
         return f"{self.request.method} {self.request.path}"

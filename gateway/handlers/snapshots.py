@@ -11,6 +11,7 @@ from gateway.models.sessions import SessionView
 from gateway.models.snapshots import (
     CreateSnapshot,
     DuplicateSession,
+    DuplicateView,
     RemixSession,
     RestoreSnapshot,
     Snapshot,
@@ -18,6 +19,7 @@ from gateway.models.snapshots import (
     SnapshotList,
     SnapshotView,
 )  # fmt: skip
+from gateway.services.snapshots import Carried
 
 _BUSY = {409: "It runs code"}
 
@@ -119,27 +121,33 @@ class RestoreHandler(ApiHandler):
         self.send(self.view(await self.services.snapshots.restore(session_id, request)))
 
 
-class DuplicateHandler(ApiHandler):
+class _CarriesOnHandler(ApiHandler):
+    def _send(self, carried: Carried) -> None:
+        how = {"method": carried.method, "method_reason": carried.method_reason, "not_carried": carried.not_carried}
+        self.send(self.view_as(DuplicateView, carried.session, **how), 201)
+
+
+class DuplicateHandler(_CarriesOnHandler):
     """/api/sessions/{session_id}/duplicate"""
 
     operations = {
-        "POST": Operation("A new session with all files and variables of this one as of now", SessionView, 201,
+        "POST": Operation("A new session with all files and variables of this one as of now", DuplicateView, 201,
                           DuplicateSession, body_required=False, also={409: "The id is taken, or it runs code"})
     }  # fmt: skip
 
     async def post(self, session_id: str) -> None:
         session_id, request = self.session_id(session_id), self.body(DuplicateSession)
-        self.send(self.view(await self.services.snapshots.duplicate(session_id, request, self.caller)), 201)
+        self._send(await self.services.snapshots.duplicate(session_id, request, self.caller))
 
 
-class RemixHandler(ApiHandler):
+class RemixHandler(_CarriesOnHandler):
     """/api/sessions/{session_id}/remix"""
 
     operations = {
-        "POST": Operation("A new session that inherits configuration, files and variables", SessionView, 201,
+        "POST": Operation("A new session that inherits configuration, files and variables", DuplicateView, 201,
                           RemixSession, also={409: "The id is taken, or it runs code"})
     }  # fmt: skip
 
     async def post(self, session_id: str) -> None:
         session_id, request = self.session_id(session_id), self.body(RemixSession)
-        self.send(self.view(await self.services.snapshots.remix(session_id, request, self.caller)), 201)
+        self._send(await self.services.snapshots.remix(session_id, request, self.caller))

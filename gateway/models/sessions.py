@@ -19,6 +19,7 @@ from gateway.errors import TooLarge
 from gateway.models.base import Answer, JsonMap, Request, Text, Utc
 from gateway.models.labels import LabelChanges, Labels
 from gateway.states import State
+from kernels.engine import Walls
 
 SessionId = Annotated[
     str,
@@ -205,6 +206,13 @@ class Session(BaseModel):
     holder: str | None = None
     version: int = 0
 
+    @property
+    def network(self) -> Literal["none", "host"] | None:
+        """What its kernel may reach; None is whatever the gateway's setting says."""
+        if self.resources.network is not None or self.allow_internet_access is None:
+            return self.resources.network
+        return "host" if self.allow_internet_access else "none"
+
 
 def check_size(session: Session) -> None:
     """Raises `TooLarge` when its maps have grown past what every store can hold."""
@@ -218,8 +226,25 @@ class JupyterAddress(BaseModel):
     url: str
 
 
+class MissingWall(Answer):
+    wall: str
+    reason: str
+
+
+class Isolation(Answer):
+    """What stands between a session's kernel and all that is not its own, and what does not."""
+
+    walls: list[str]
+    missing: list[MissingWall]
+
+    @classmethod
+    def of(cls, walls: Walls) -> Self:
+        missing = [MissingWall(wall=wall, reason=reason) for wall, reason in walls.missing.items()]
+        return cls(walls=list(walls.standing), missing=missing)
+
+
 class SessionView(Answer):
-    """The session document as callers see it.
+    """The session document as callers see it. `isolation` and `jupyter` are there while its kernel runs.
 
     `saved_at`: as of when its variables would come back; `save_problem`: why saving them failed after that.
     """
@@ -261,10 +286,13 @@ class SessionView(Answer):
     saved_at: Utc | None
     save_problem: str | None
     resource_url: str
+    isolation: Isolation | None
     jupyter: JupyterAddress | None
 
     @classmethod
-    def of(cls, session: Session, base_url: str, kernel_id: str | None = None) -> Self:
+    def of(
+        cls, session: Session, base_url: str, kernel_id: str | None = None, walls: Walls | None = None, **more: Any
+    ) -> Self:
         """The view of `session`, with addresses under `base_url` (scheme and host)."""
         fields = session.model_dump(exclude={"resources", "agents"})
         return cls(
@@ -272,6 +300,8 @@ class SessionView(Answer):
             session_id=session.id,
             agents=session.agents,
             resources=session.resources.model_dump(exclude_none=True),
+            isolation=Isolation.of(walls) if walls is not None else None,
+            **more,
             resource_url=f"{base_url}/api/sessions/{session.id}",
             jupyter=JupyterAddress(kernel_id=kernel_id, url=f"{base_url}/jupyter/api/kernels/{kernel_id}")
             if kernel_id

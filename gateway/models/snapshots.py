@@ -18,7 +18,7 @@ from pydantic import (
 
 from gateway.models.base import Answer, JsonMap, Request, Text, Utc, told
 from gateway.models.labels import Labels
-from gateway.models.sessions import Name, PositiveSeconds, SessionId
+from gateway.models.sessions import Name, PositiveSeconds, SessionId, SessionView
 
 SnapshotKind = Literal["manual", "autosave", "hibernate", "stop", "duplicate", "import"]
 
@@ -175,6 +175,18 @@ class SnapshotFacts(BaseModel):
     unsaved: Unsaved = []
     state_note: Annotated[str, _told(1000)] | None = None
     parent_snapshot_id: Annotated[str, _told(200)] | None = None
+
+
+class DuplicateView(SessionView):
+    """A session that was made from another one.
+
+    `method`: its kernel was forked as it lived, or brought up from a snapshot, and then `method_reason` says why;
+    `not_carried`: what the source had and this one has not.
+    """
+
+    method: Literal["fork", "snapshot"]
+    method_reason: Annotated[str, _told(1000)] | None
+    not_carried: Unsaved
 
 
 class SnapshotView(Answer):

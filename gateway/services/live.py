@@ -13,7 +13,7 @@ from weakref import WeakValueDictionary
 from gateway.errors import Exhausted, GatewayError, NoRoom, Stopping, Unavailable
 from gateway.models.base import now
 from gateway.models.sessions import Session
-from gateway.services.live_session import LiveSession, Tools
+from gateway.services.live_session import Copy, LiveSession, Tools
 from gateway.services.runs import Run
 from kernels.engine import Kept
 
@@ -89,8 +89,8 @@ class Live:
         finally:
             self._holding.pop(session_id, None)
 
-    async def hold(self, session: Session, kept: Kept | None = None) -> LiveSession:
-        """Claim a stored session for this gateway, with a kernel that was kept. Raises `SessionHeld`, `Stopping`."""
+    async def hold(self, session: Session, origin: Kept | Copy | None = None) -> LiveSession:
+        """Claim a stored session, with a kernel that is there already. Raises `SessionHeld`, `Stopping`."""
         async with self.claiming(session.uid):
             while (live := self._by_id.get(session.id)) is not None and live.uid == session.uid:
                 if live.closing is None:
@@ -98,14 +98,14 @@ class Live:
                 await live.closed()
             if self.stopping:
                 raise Stopping()
-            if kept is None and not self.settled:
+            if origin is None and not self.settled:
                 raise Unsettled()
             settings = self._tools.settings
             stale_before = now() - timedelta(seconds=settings.holder_timeout_s)
             session = await self._tools.store.claim_session(session.uid, settings.gateway_id, stale_before)
             live = self._add(session)
-            if kept is not None:
-                live.take_back(kept)
+            if origin is not None:
+                live.take(origin)
             else:
                 live.settle()
             return live

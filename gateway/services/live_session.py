@@ -9,7 +9,7 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +29,7 @@ from gateway.services.runs import Run
 from gateway.services.vault import Vault, remark
 from gateway.states import State, check_move
 from gateway.stores.base import NO_CHANGES, SessionChanges, Store
-from kernels.engine import Engine, Exit, Kept, Kernelspec, Launch, Limits, SetupStep
+from kernels.engine import Engine, Exit, Kept, Launch, Limits, SetupStep
 from kernels.errors import (
     BlobsAway,
     CheckpointFailed,
@@ -42,7 +42,7 @@ from kernels.errors import (
     StartFailed,
 )  # fmt: skip
 from kernels.journaled import past_runs
-from kernels.kernel import Kernel, attached, running
+from kernels.kernel import Kernel, attached, duplicated, running
 from kernels.messages import Message
 from kernels.outputs import Outputs
 
@@ -74,6 +74,14 @@ class Woken:
 
     resumed: bool
     not_carried: list[UnsavedVariable]
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A kernel that was copied from another session's; closing `ending` ends it."""
+
+    kernel: Kernel
+    ending: contextlib.AsyncExitStack
 
 
 class LiveSession:
@@ -216,31 +224,35 @@ class LiveSession:
         """Whether this is the kernel, and nobody has asked for its end."""
         return self.kernel is kernel and not self._ending
 
-    def take_back(self, kept: Kept) -> None:
-        """Begin to serve with a kernel that has outlived its gateway."""
-        self._begin(kept)
+    def take(self, origin: Kept | Copy) -> None:
+        """Begin to serve with a kernel that has outlived its gateway, or was copied from another session's."""
+        self._begin(origin)
 
-    def _begin(self, kept: Kept | None = None) -> None:
-        if kept is None:
+    def _begin(self, origin: Kept | Copy | None = None) -> None:
+        if origin is None:
             self._check_room()
         loop = asyncio.get_running_loop()
         self._started, self._stop = loop.create_future(), loop.create_future()
         self._started.add_done_callback(lambda future: future.cancelled() or future.exception())
         self._owned.clear()
-        self._tools.spawn(self._own(self._started, self._stop, kept))
+        self._tools.spawn(self._own(self._started, self._stop, origin))
 
     @property
     def starting(self) -> bool:
         return self._started is not None
 
-    async def _own(self, started: asyncio.Future[Kernel], stop: asyncio.Future[str], kept: Kept | None) -> None:
-        """The one task of a kernel, from launch (or from when it was taken back) to end."""
+    async def _own(
+        self, started: asyncio.Future[Kernel], stop: asyncio.Future[str], origin: Kept | Copy | None
+    ) -> None:
+        """The one task of a kernel, from launch (or from when it was taken over) to end."""
         owner = asyncio.current_task()
         assert owner is not None
         stop.add_done_callback(lambda _: started.done() or owner.cancel())
         try:
             self._trouble = None
-            if kept is None or not await self._keep_on(kept, started, stop):
+            if isinstance(origin, Copy):
+                await self._keep_copy(origin, started, stop)
+            elif origin is None or not await self._keep_on(origin, started, stop):
                 await self._keep(await self._prepared(), started, stop)
         except asyncio.CancelledError:
             if not stop.done():
@@ -268,7 +280,7 @@ class LiveSession:
 
     async def _prepared(self) -> Launch:
         """Files and environment as they must be before the kernel starts."""
-        launch = self._launch()
+        launch = launch_of(self.session, self._tools)
         await self.settle_files()
         await self._set_up(launch)
         return launch
@@ -293,6 +305,12 @@ class LiveSession:
                 await self._serve(kernel, started, stop)
         return True
 
+    async def _keep_copy(self, copy: Copy, started: asyncio.Future[Kernel], stop: asyncio.Future[str]) -> None:
+        async with copy.ending:
+            with self._tools.metrics.kernels.track_inprogress():
+                self.variables_changed()  # nothing of it was ever saved
+                await self._serve(copy.kernel, started, stop)
+
     async def _keep(self, launch: Launch, started: asyncio.Future[Kernel], stop: asyncio.Future[str]) -> None:
         tools, began = self._tools, time.perf_counter()
         async with contextlib.AsyncExitStack() as stack:
@@ -312,7 +330,7 @@ class LiveSession:
         What may be better the next time has it not start: raises `StartFailed`. What will not be leaves it without
         variables; the first run tells so, and the snapshot stays.
         """
-        self.woken, self.fresh = None, self.session.run_count > 0
+        self.woken, self.fresh = None, self.session.run_count > 0 or self.session.changed_at is not None
         try:
             not_carried = await self._tools.vault.load(self.session, kernel)
             if not_carried is not None:
@@ -495,19 +513,41 @@ class LiveSession:
     @asynccontextmanager
     async def stopped(self, reason: str) -> AsyncIterator[None]:
         """A block in which the session has no kernel, and none is started."""
-        while self._barred is not None:
-            await self._barred.wait()
-        self._barred = asyncio.Event()
-        self._stops += 1
-        self.touch()
-        try:
+        async with self._still():
+            self._stops += 1
             if self.session.state is State.READY:
                 self.move(State.IDLE, reason)
             await self.stop_kernel(reason)
             yield
+
+    @asynccontextmanager
+    async def _still(self) -> AsyncIterator[None]:
+        """A block in which no cell begins, nor a kernel; a cell that runs goes on."""
+        while self._barred is not None:
+            await self._barred.wait()
+        self._barred = barred = asyncio.Event()
+        self.touch()
+        try:
+            yield
         finally:
-            barred, self._barred = self._barred, None
+            self._barred = None
             barred.set()
+
+    async def fork(self, child: Session, fill: Callable[[], Awaitable[object]], *, wait_s: float) -> Copy:
+        """Copy the kernel as it lives, for a session whose place `fill` gives the files of this moment.
+
+        Raises `KernelBusy`, `NotForked`, `CheckpointFailed`, `StartFailed`, `KernelGone`, and what `fill` raises.
+        """
+        tools = self._tools
+        async with contextlib.AsyncExitStack() as stack, self._still():
+            if self.kernel is None:
+                raise KernelGone("Its kernel ended just now.")
+            copying = duplicated(
+                tools.engine, self.kernel, launch_of(child, tools), fill, tools.context,
+                wait_s=wait_s, timeout_s=tools.settings.start_timeout_s,
+            )  # fmt: skip
+            kernel = await stack.enter_async_context(copying)
+            return Copy(kernel, stack.pop_all())
 
     async def close(self, reason: str, *, save: bool = False) -> None:
         """Let go of the session: no more runs, no kernel, nothing left to write. Goes on if the caller leaves."""
@@ -552,35 +592,6 @@ class LiveSession:
         if self.session.state is State.BUSY:
             self.move(State.ERROR, reason)
 
-    def _launch(self) -> Launch:
-        session, settings = self.session, self._tools.settings
-        limits = session.resources
-        env = {
-            **session.env,
-            "ERA_SESSION": "true",
-            "ERA_SESSION_ID": session.id,
-            "ERA_LANGUAGE": session.language,
-            "ERA_BASE_URL": self._tools.base_url(),
-        }
-        return Launch(
-            kernel_id=str(uuid4()),
-            place=session.uid,
-            spec=self._spec(),
-            env=env,
-            limits=Limits(
-                memory_bytes=size_bytes(limits.memory) if limits.memory else settings.memory_limit_bytes,
-                cpu=limits.cpu,
-                pids=limits.pids,
-                disk_bytes=size_bytes(limits.disk) if limits.disk else settings.disk_limit_bytes,
-            ),
-        )
-
-    def _spec(self) -> Kernelspec:
-        specs = self._tools.engine.kernelspecs()
-        if self.session.kernel not in specs:
-            raise NoSuchKernelspec(self.session.kernel, list(specs))
-        return specs[self.session.kernel]
-
     async def _set_up(self, launch: Launch) -> None:
         setup = self.session.setup
         if setup is None or self.session.setup_status not in ("pending", "running"):
@@ -603,6 +614,35 @@ class LiveSession:
             return
         if event := Outputs(self._tools.settings.output_limit_bytes).add(message):
             self.events.add(event.kind, {**event.data, "execution_id": message.parent_id}, event.size_bytes)
+
+
+def launch_of(session: Session, tools: Tools) -> Launch:
+    """What its kernel starts with. Raises `NoSuchKernelspec`."""
+    settings, specs, limits = tools.settings, tools.engine.kernelspecs(), session.resources
+    if session.kernel not in specs:
+        raise NoSuchKernelspec(session.kernel, list(specs))
+    image = settings.images.get(session.image_id or "")
+    env = {
+        **session.env,
+        "ERA_SESSION": "true",
+        "ERA_SESSION_ID": session.id,
+        "ERA_LANGUAGE": session.language,
+        "ERA_BASE_URL": tools.base_url(),
+    }
+    return Launch(
+        kernel_id=str(uuid4()),
+        place=session.uid,
+        spec=specs[session.kernel],
+        env=env,
+        limits=Limits(
+            memory_bytes=size_bytes(limits.memory) if limits.memory else settings.memory_limit_bytes,
+            cpu=limits.cpu,
+            pids=limits.pids,
+            disk_bytes=size_bytes(limits.disk) if limits.disk else settings.disk_limit_bytes,
+        ),
+        network=session.network or settings.default_network,
+        preloads=(*settings.preloads, *(image.preloads if image is not None else ())),
+    )
 
 
 def settlement(session: Session) -> Move | None:

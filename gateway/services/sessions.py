@@ -42,6 +42,7 @@ from gateway.services.recorder import Recorder, Spawn
 from gateway.stores.base import SessionChanges, Store
 from kernels.engine import Engine, Kernelspec, Workspace
 from kernels.errors import KernelsError, StartFailed
+from kernels.kernel import Kernel
 
 log = logging.getLogger(__name__)
 
@@ -94,9 +95,10 @@ class SessionService:
             return live.uid
         return (await self._store.get_session(session_id)).uid
 
-    def kernel_id(self, session_id: str) -> str | None:
+    def kernel(self, session_id: str) -> Kernel | None:
+        """The kernel that runs for it here."""
         live = self._live.find(session_id)
-        return live.kernel.id if live is not None and live.kernel is not None else None
+        return live.kernel if live is not None else None
 
     async def hold(self, session_id: str, caller: str, *, create: bool) -> LiveSession:
         """The live session; one that does not exist is created if `create` says so."""

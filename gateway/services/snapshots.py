@@ -4,8 +4,9 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Coroutine
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 from uuid import uuid4
 
 from pydantic import ValidationError
@@ -23,18 +24,20 @@ from gateway.models.snapshots import (
     RestoreSnapshot,
     Snapshot,
     SnapshotFacts,
+    UnsavedVariable,
 )  # fmt: skip
 from gateway.services.lasting import lasting
 from gateway.services.live import Live
-from gateway.services.live_session import LiveSession
+from gateway.services.live_session import Copy, LiveSession
 from gateway.services.recorder import Recorder, Spawn
 from gateway.services.sessions import SessionService
 from gateway.services.unborn import Unborn
 from gateway.services.vault import Vault, measured
 from gateway.states import State
 from gateway.stores.base import Store
-from kernels.engine import Engine, SnapshotInfo
-from kernels.errors import BadArchive, KernelBusy, KernelGone, KernelsError
+from kernels.duplicates import NotForked
+from kernels.engine import Engine, Skipped, SnapshotInfo
+from kernels.errors import BadArchive, CheckpointFailed, KernelBusy, KernelGone, KernelsError, StartFailed
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +57,16 @@ class SessionBusy(Conflict):
 
     def __init__(self, session_id: str) -> None:
         super().__init__(f"Session {session_id!r} is running code.", session_id=session_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """A new session, how it came by what it has, why not by a fork, and what the source had and it has not."""
+
+    session: Session
+    method: Literal["fork", "snapshot"]
+    method_reason: str | None
+    not_carried: list[UnsavedVariable]
 
 
 class SnapshotService:
@@ -224,7 +237,7 @@ class SnapshotService:
 
     # Carrying on elsewhere
 
-    async def duplicate(self, session_id: str, request: DuplicateSession, caller: str) -> Session:
+    async def duplicate(self, session_id: str, request: DuplicateSession, caller: str) -> Carried:
         """A new session with all files and all variables of the source as of now. Raises `SessionExists`."""
         changes: dict[str, Any] = {}
         if request.name is not None:
@@ -235,7 +248,7 @@ class SnapshotService:
             changes["labels"] = request.labels
         return await self._carry_on(session_id, request, changes, caller)
 
-    async def remix(self, session_id: str, request: RemixSession, caller: str) -> Session:
+    async def remix(self, session_id: str, request: RemixSession, caller: str) -> Carried:
         """A new session that inherits configuration, files and variables, as far as they are asked for."""
         changes: dict[str, Any] = {"name": request.name}
         if request.starting_prompt is not None:
@@ -248,7 +261,7 @@ class SnapshotService:
 
     async def _carry_on(
         self, session_id: str, request: DuplicateSession | RemixSession, changes: dict[str, Any], caller: str
-    ) -> Session:
+    ) -> Carried:
         self._recorder.check()
         self._live.check()
         source = await self._live.get(session_id)
@@ -256,9 +269,80 @@ class SnapshotService:
         await self._check_free(child_id)
         self._live.check_room()
         snapshot = None if request.snapshot_id is None else await self._store.get_snapshot(request.snapshot_id)
-        live = await self._done(self._copy(source, child_id, snapshot, request, changes, caller))
+        return await self._done(self._carried(source, child_id, snapshot, request, changes, caller))
+
+    async def _carried(
+        self, source: LiveSession, child_id: str, snapshot: Snapshot | None,
+        request: DuplicateSession | RemixSession, changes: dict[str, Any], caller: str,
+    ) -> Carried:  # fmt: skip
+        """By a fork of the live kernel where that carries everything over, else by a snapshot."""
+        if not request.wait and source.busy:
+            raise SessionBusy(source.session.id)
+        reason = self._why_not_forked(source, snapshot, request)
+        if reason is None:
+            try:
+                return await self._fork(source, child_id, request, changes, caller)
+            except KernelBusy:
+                raise SessionBusy(source.session.id) from None
+            except NotForked as error:
+                reason = str(error)
+            except (CheckpointFailed, StartFailed, KernelGone) as error:
+                reason = str(error).partition("\n")[0]
+                log.warning("Session %r could not be copied as it lives: %s", source.session.id, reason)
+        snapshot, live = await self._copy(source, child_id, snapshot, request, changes, caller)
         self._spawn(self._sessions.start(live))
-        return live.session
+        return Carried(live.session, "snapshot", reason, snapshot.unsaved if request.state else [])
+
+    def _why_not_forked(
+        self, source: LiveSession, snapshot: Snapshot | None, request: DuplicateSession | RemixSession
+    ) -> str | None:
+        if snapshot is not None:
+            return "It carries on from a snapshot."
+        if request.state is not True or not isinstance(request.files, bool):
+            return "Not everything was to be carried over."
+        if source.kernel is None:
+            return "The session is asleep."
+        if not source.kernel.is_ours:
+            return f"The kernel {source.session.kernel!r} can't be copied."
+        return None if self._settings.fork_server else "The setting fork_server is off."
+
+    async def _fork(
+        self, source: LiveSession, child_id: str, request: DuplicateSession | RemixSession,
+        changes: dict[str, Any], caller: str,
+    ) -> Carried:  # fmt: skip
+        """Raises `KernelBusy`, `NotForked`, `CheckpointFailed`, `StartFailed`, `KernelGone`."""
+        uid = uuid4().hex
+        child = self._child(source.session, uid, child_id, request, changes, caller)
+        child = child.model_copy(update={"changed_at": now()})
+        check_size(child)
+        skipped: list[Skipped] = []
+
+        async def fill() -> None:
+            if request.files:
+                skipped.extend(await self._engine.copy_files(source.uid, uid))
+            await self._engine.copy_environment(source.uid, uid)
+
+        with self._unborn.making(uid, child_id) as made:
+            copy: Copy | None = None
+            try:
+                wait_s = self._settings.snapshot_wait_s if request.wait else 0.0
+                copy = await source.fork(child, fill, wait_s=wait_s)
+                child = await self._sessions.with_files_counted(child)
+                await self._recorder.write(partial(self._store.create_session, child))
+            except BaseException as error:
+                if copy is not None:
+                    await asyncio.shield(copy.ending.aclose())
+                if isinstance(error, Exception):  # when it is cancelled nobody knows what the store has heard
+                    await self._engine.remove(uid)
+                    made.removed = True
+                raise
+        try:
+            live = await self._live.hold(child, copy)
+        except BaseException:
+            await asyncio.shield(copy.ending.aclose())
+            raise
+        not_carried = [UnsavedVariable(name=one.path, type="file", reason=one.reason, part=False) for one in skipped]
+        return Carried(live.session, "fork", None, not_carried)
 
     async def _check_free(self, session_id: str) -> None:
         """So that nothing is copied for an id that is taken; the store decides in the end."""
@@ -271,7 +355,7 @@ class SnapshotService:
     async def _copy(
         self, source: LiveSession, child_id: str, snapshot: Snapshot | None,
         request: DuplicateSession | RemixSession, changes: dict[str, Any], caller: str,
-    ) -> LiveSession:  # fmt: skip
+    ) -> tuple[Snapshot, LiveSession]:  # fmt: skip
         """The session's document comes last: a copy that was cut off leaves nothing that anybody could find."""
         if snapshot is None:
             snapshot = await self._take(source, "duplicate", caller, wait=request.wait)
@@ -295,7 +379,7 @@ class SnapshotService:
                 await self._engine.remove(uid)
                 made.removed = True
                 raise
-        return await self._live.hold(child)
+        return snapshot, await self._live.hold(child)
 
     async def _fill(self, source: str, snapshot: Snapshot, copy_id: str, child: Session, files: Chosen) -> Session:
         """Give a new place its snapshot, files and what is installed; the document of its session, files counted."""

@@ -17,7 +17,7 @@ from typing import Any
 
 from kernels import processes
 from kernels.children import MARK
-from kernels.engine import Exit, ProcessUsage
+from kernels.engine import Exit, ProcessUsage, Walls
 from kernels.errors import KernelsError, Refused, StartFailed
 from kernels.keeper import KINDS, LINE_BYTES, Folders
 from kernels.logs import Log
@@ -44,6 +44,7 @@ class KeptProcess:
         self.started_at: float = record["started_at"]
         self.memory_limit_bytes: int | None = record["memory_bytes"]
         self.mark = f"{MARK}={record['mark']}"
+        self.walls = Walls(**record["walls"])
         self.taken = False  # by another gateway: it is not ours to end
         self._keeper = keeper
         self._log = Log(Path(record["log"]))

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -26,16 +26,17 @@ from jupyter_client.provisioning.local_provisioner import LocalProvisioner as Ju
 from kernels import processes
 from kernels.blobs import ObjectBlobs
 from kernels.children import MARK
-from kernels.engine import Exit, Kept, Kernelspec, Launch, Limits, SetupStep, Snapshots
+from kernels.engine import Exit, Kept, Kernelspec, Launch, Limits, SetupStep, Skipped, Snapshots
 from kernels.engines.keepers import KEEPER_ENDED, Keepers, KeptProcess
-from kernels.engines.overlay import Interpreter, Overlay, copy_environment, probe
-from kernels.errors import KernelGone, KernelsError, StartFailed
+from kernels.engines.overlay import Interpreter, Overlay, copy_environment, copy_folder, probe
+from kernels.errors import KernelGone, KernelsError, NoSpace, StartFailed
 from kernels.exchanges import Exchanges
 from kernels.journal import DEFAULT_BYTES, Entry, JournalReader
 from kernels.keeper import Folders, version, write_whole
 from kernels.logs import Log
 from kernels.paths import delete_tree
 from kernels.snapshots import LocalSnapshots
+from kernels.threads import in_thread
 from kernels.workspace import LocalWorkspace
 
 log = logging.getLogger(__name__)
@@ -141,6 +142,13 @@ class LocalEngine:
             raise StartFailed(str(error)) from None
         async with self._commanded(process):
             yield process
+
+    @asynccontextmanager
+    async def duplicate(
+        self, source: str, launch: Launch, fork: Callable[[str], Awaitable[object]]
+    ) -> AsyncIterator[KeptProcess]:
+        raise StartFailed("Not offered yet.")
+        yield
 
     @asynccontextmanager
     async def adopt(self, kernel_id: str) -> AsyncIterator[KeptProcess]:
@@ -271,7 +279,13 @@ class LocalEngine:
         return await self.workspace(place, known[0] if known is not None else None)
 
     async def copy_environment(self, source: str, target: str) -> None:
-        await copy_environment(self._place(source), self._place(target))
+        await in_thread(copy_environment, self._place(source), self._place(target))
+
+    async def copy_files(self, source: str, target: str) -> list[Skipped]:
+        try:
+            return await in_thread(copy_folder, self._place(source) / "workspace", self._place(target) / "workspace")
+        except OSError as error:
+            raise NoSpace(f"The files can't be copied: {error.strerror}.") from None
 
     async def remove(self, place: str) -> None:
         await self.snapshots.remove(place)

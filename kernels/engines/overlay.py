@@ -4,19 +4,19 @@ A virtual environment without copies: its interpreter is a link, what is install
 `site-packages`, and the kernel environment's packages are seen behind them but never written to.
 """
 
-import asyncio
 import json
 import os
 import secrets
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from kernels.copies import copy_tree
+from kernels.engine import Skipped
 from kernels.errors import StartFailed
 from kernels.logs import open_regular
-from kernels.workspace import LocalWorkspace
 
 _PROBE = """
 import json, os, sys, sysconfig
@@ -32,7 +32,6 @@ print(json.dumps({
 _PIP = '#!/bin/sh\nexec "$(dirname "$0")/python" -m pip "$@"\n'
 _MARKER = "pyvenv.cfg"
 _MOST_READ = 65_536
-_MOST_FILES = 1_000_000
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -102,14 +101,23 @@ class Overlay:
         }
 
 
-async def copy_environment(source: Path, target: Path) -> None:
+def copy_environment(source: Path, target: Path) -> None:
     """What is installed at one place, and its home, at another one; programs there start their own interpreter."""
     for name in ("overlay", "home"):
-        if (source / name).is_dir():
-            (target / name).mkdir(parents=True, mode=0o700)
-            kept = LocalWorkspace(source / name, None, max_files=_MOST_FILES)
-            await LocalWorkspace(target / name, None, max_files=_MOST_FILES).unpack(kept.archive(), ours=True)
-    await asyncio.to_thread(_point_programs, source / "overlay", target / "overlay")
+        with suppress(FileNotFoundError):
+            copy_folder(source / name, target / name)
+    _point_programs(source / "overlay", target / "overlay")
+
+
+def copy_folder(source: Path, target: Path) -> list[Skipped]:
+    """All of a folder as another one, which is made or empty. Raises `FileNotFoundError` if there is none."""
+    with ExitStack() as stack:
+        old = os.open(source, _FOLDER)
+        stack.callback(os.close, old)
+        target.mkdir(parents=True, exist_ok=True, mode=0o700)
+        new = os.open(target, _FOLDER)
+        stack.callback(os.close, new)
+        return copy_tree(old, new)
 
 
 def _point_programs(source: Path, target: Path) -> None:

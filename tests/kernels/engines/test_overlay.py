@@ -11,7 +11,7 @@ def output_of(program: Path) -> str:
     return subprocess.run([program], capture_output=True, text=True, check=True).stdout.strip()
 
 
-async def test_what_is_installed_at_a_place_is_installed_at_its_copy(tmp_path: Path) -> None:
+def test_what_is_installed_at_a_place_is_installed_at_its_copy(tmp_path: Path) -> None:
     source, target = tmp_path / "source", tmp_path / "target"
     overlay = Overlay(source / "overlay")
     source.mkdir()
@@ -22,16 +22,16 @@ async def test_what_is_installed_at_a_place_is_installed_at_its_copy(tmp_path: P
     (source / "home").mkdir()
     (source / "home" / ".settings").write_text("mine")
 
-    await copy_environment(source, target)
+    copy_environment(source, target)
     overlay.python.unlink()  # the copy must not need it
 
     assert output_of(target / "overlay" / "bin" / "says") == str(target / "overlay")
     assert (target / "home" / ".settings").read_text() == "mine"
 
 
-async def test_a_place_where_nothing_was_started_has_nothing_to_copy(tmp_path: Path) -> None:
+def test_a_place_where_nothing_was_started_has_nothing_to_copy(tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
 
-    await copy_environment(tmp_path / "source", tmp_path / "target")
+    copy_environment(tmp_path / "source", tmp_path / "target")
 
     assert not (tmp_path / "target").exists()
