@@ -14,6 +14,8 @@ from pathlib import Path
 
 import psutil
 
+MARK = "SESSION_GATEWAY_KERNEL"  # in the environment of all that runs for a kernel or a setup
+
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
 

@@ -25,7 +25,6 @@ from jupyter_client.provisioning.local_provisioner import LocalProvisioner as Ju
 
 from kernels import processes
 from kernels.blobs import ObjectBlobs
-from kernels.children import MARK
 from kernels.engine import Exit, Kept, Kernelspec, Launch, Limits, SetupStep, Snapshots
 from kernels.engines.keepers import KEEPER_ENDED, Keepers, KeptProcess
 from kernels.engines.overlay import Interpreter, Overlay, copy_environment, probe
@@ -34,6 +33,7 @@ from kernels.journal import DEFAULT_BYTES, Entry, JournalReader
 from kernels.keeper import Folders, version, write_whole
 from kernels.logs import Log
 from kernels.paths import delete_tree
+from kernels.processes import MARK
 from kernels.snapshots import LocalSnapshots
 from kernels.workspace import LocalWorkspace
 

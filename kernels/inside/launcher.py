@@ -15,11 +15,13 @@ import codecs
 import contextlib
 import fcntl
 import functools
+import gc
 import importlib
 import json
 import os
 import select
 import signal
+import site
 import sys
 import termios
 import threading
@@ -32,7 +34,8 @@ from typing import Any
 
 NAME = "session_gateway_kernel"
 
-if __name__ == "__main__":
+_is_script = __name__ == "__main__"
+if _is_script:
     sys.path.pop(0)  # this folder; user code must find nothing in it
     sys.path.insert(0, "")  # as under `python -m`: modules in the workspace can be imported
     sys.modules[NAME] = sys.modules["__main__"]
@@ -425,15 +428,61 @@ class GatewayKernelApp(IPKernelApp):
         super().init_iopub(context)
 
 
-def main() -> None:
+def build(preloads: list[str]) -> GatewayKernelApp:
+    """A kernel that can be forked before it is served; what can't be imported is left to the kernel to find out."""
+    for name in preloads:
+        try:
+            importlib.import_module(name)
+        except Exception as error:
+            print(f"{name} can't be imported beforehand: {error}", file=sys.stderr)
     app = GatewayKernelApp.instance()
     app.config.HistoryManager.enabled = False  # its file would be shared by every session of this user
     app.config.IPythonKernel._execute_sleep = 0.0
     app.kernel_class = GatewayKernel
+    gc.collect()
+    gc.freeze()
+    return app
+
+
+def serve(app: GatewayKernelApp, identity: dict[str, Any]) -> None:
+    """Be the kernel of this identity, until it is shut down."""
+    os.environ.clear()
+    os.environ.update(identity["env"])
+    os.chdir(identity["cwd"])
+    sys.argv = [os.path.abspath(__file__), "-f", identity["connection_file"]]
+    _enter_overlay(identity.get("overlay"))
+    sys.path.insert(0, "")
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed()
+    with open(os.open(identity["connection_file"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        json.dump(identity["connection"], file)
+    _serve(app)
+
+
+def _enter_overlay(overlay: dict[str, str] | None) -> None:
+    """As if its interpreter had been started."""
+    if overlay is None:
+        return
+    sys.prefix = sys.exec_prefix = overlay["root"]
+    sys.executable = overlay["python"]
+    before = set(sys.path)
+    site.addsitedir(overlay["site_packages"])
+    added = [path for path in sys.path if path not in before]
+    at = next((at for at, path in enumerate(sys.path) if path.endswith("site-packages")), len(sys.path))
+    sys.path[:] = [path for path in sys.path[:at] if path not in added] + added + [
+        path for path in sys.path[at:] if path not in added
+    ]
+
+
+def _serve(app: GatewayKernelApp) -> None:
     app.initialize()
     _inside("checkpoint_settings").remember_start(app.shell)
     app.start()
 
 
-if __name__ == NAME:
+def main() -> None:
+    _serve(build([]))
+
+
+if _is_script:
     main()
