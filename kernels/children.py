@@ -56,8 +56,6 @@ class Order:
 class Started:
     """A process that was started the ordinary way."""
 
-    exact = False
-
     def __init__(self, process: "subprocess.Popen[bytes]") -> None:
         self.pid = process.pid
         self._process = process
@@ -67,9 +65,6 @@ class Started:
 
     def reap(self) -> int:
         return self._process.wait()
-
-    def kill(self) -> None:
-        self._process.kill()
 
 
 class Child:
@@ -108,7 +103,7 @@ class Child:
         init_pid = self._process.init_pid if isinstance(self._process, Forked) else None
         return [self._process.pid] if init_pid is None else [self._process.pid, init_pid]
 
-    def launch(self, forked: Forked | None) -> None:
+    def launch(self, forked: Forked | None = None) -> None:
         """Give what was forked its name, or start it the ordinary way. Raises `StartFailed`."""
         self._folder.mkdir(mode=0o700)
         with contextlib.ExitStack() as stack:
@@ -158,7 +153,7 @@ class Child:
     async def _wait(self) -> Exit:
         assert self._process is not None
         await self._process.unreaped()
-        if not self._process.exact:
+        if not (isinstance(self._process, Forked) and self._process.exact):
             await asyncio.to_thread(processes.end_family, self.pid, self.mark)
         return self._exit(self._process.reap())
 
@@ -188,8 +183,11 @@ class Child:
             if self._kill_reason is None:
                 self._kill_reason = reason
             assert self._process is not None
-            self._process.kill()
-            await self.ended()  # and with it all that it started
+            if isinstance(self._process, Forked) and self._process.exact:
+                self._process.kill()
+            else:
+                await asyncio.shield(asyncio.to_thread(processes.end_family, self.pid, self.mark))
+            await self.ended()
 
     async def kill_for_memory(self, used_bytes: int) -> None:
         limit = self.order.memory_bytes or 0

@@ -45,6 +45,7 @@ class Launch:
     spec: Kernelspec
     env: Mapping[str, str] = field(default_factory=dict)
     limits: Limits = Limits()
+    preloads: tuple[str, ...] = ()  # modules that it need not import itself, if that can be had
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,6 +301,10 @@ class Engine(Protocol):
 
     def start(self, launch: Launch) -> AbstractAsyncContextManager[KernelProcess]:
         """A started kernel; leaving the block ends it and all that it started. Raises `StartFailed`."""
+        ...
+
+    async def prepare(self, spec: Kernelspec, preloads: tuple[str, ...] = ()) -> None:
+        """Have whatever makes starting such kernels fast made ready, in its own time; what fails fails then."""
         ...
 
     async def kept(self) -> list[Kept]:

@@ -10,9 +10,10 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from kernels.zygote import Environment, Forked, Zygote, ZygoteFailed
 
@@ -27,6 +28,7 @@ _EMPTY_AFTER_S = 900.0
 _END_AFTER_S = 3600.0
 _LEAST_FREE = 0.05  # of the machine's memory; with less nothing is kept ready
 _MOST_ENVIRONMENTS = 16
+_MOST_INSTALLED = 5000
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,15 @@ class Wanted:
     environment: Environment
     watched: tuple[str, ...]
     size: int  # how many to keep ready
+    installed: str = ""  # a folder of packages that come before those of the environment
+
+    @classmethod
+    def of(cls, told: Mapping[str, Any]) -> "Wanted":
+        environment = Environment(
+            argv=tuple(told["argv"]), env=tuple(sorted(told["env"].items())), preloads=tuple(told["preloads"])
+        )
+        overlay = told.get("overlay") or {}
+        return cls(environment, tuple(told["watched"]), int(told["size"]), str(overlay.get("site_packages", "")))
 
 
 class Pool:
@@ -45,6 +56,7 @@ class Pool:
         self.wanted = wanted
         self.name = f"{wanted.environment.argv[0]} {' '.join(wanted.environment.preloads)}".strip()
         self.zygote: Zygote | None = None
+        self.modules: frozenset[str] = frozenset()  # what every kernel of it has imported
         self.used_at = time.monotonic()
         self._home = home
         self._ready: deque[Forked] = deque()
@@ -57,21 +69,23 @@ class Pool:
     def unused_s(self) -> float:
         return time.monotonic() - self.used_at
 
-    async def take(self) -> Forked | None:
-        """One that nobody else gets; None if there is none to be had now."""
+    async def take(self, installed: str) -> Forked | None:
+        """One that nobody else gets; None if there is none to be had now, or that would do."""
         self.used_at = time.monotonic()
         self._wake.set()
         if self._changed():
             await self._replace()
+        if _hides(installed, self.modules):
+            return None
         while self._ready:
             if (forked := self._ready.popleft()).running:
                 forked.on_end = _nothing
                 return forked
         for _ in range(2):  # one that dies is replaced at once, if it has lived for some time
             await self._settled.wait()
-            while self.zygote is not None and self.zygote.over.is_set():
-                await asyncio.sleep(_NOTICED_S)
-            if self.zygote is not None:
+            while self.zygote is not None and self.zygote.over.is_set():  # which is noticed at any moment
+                await asyncio.sleep(_NOTICED_S)  # noqa: ASYNC110
+            if self.zygote is not None and not _hides(installed, self.modules):
                 try:
                     return await self.zygote.fork()
                 except ZygoteFailed as error:
@@ -111,6 +125,7 @@ class Pool:
             if self._pause_s > 0:
                 self._settled.set()
             return
+        self.modules = zygote.modules
         log.info("Kernels of %s are forked by process %d", self.name, zygote.pid)
         self._settled.set()
         try:
@@ -184,6 +199,9 @@ class Pools:
         pool.wanted = wanted
         return pool
 
+    async def take(self, wanted: Wanted) -> Forked | None:
+        return await self.of(wanted).take(wanted.installed)
+
     def _make_room(self) -> None:
         """End what nobody has used for long, and what was used least when there are too many."""
         by_age = sorted(self._pools, key=lambda key: self._pools[key][0].used_at)
@@ -218,6 +236,20 @@ def short_of_memory() -> bool:
     except (OSError, ValueError, KeyError):
         return False
     return free < _LEAST_FREE * total
+
+
+def _hides(installed: str, modules: frozenset[str]) -> bool:
+    """Whether a session has installed something of its own that was imported already, as another version."""
+    found = set()
+    try:
+        with os.scandir(installed) as entries:
+            for entry in entries:
+                found.add(entry.name.partition(".")[0])
+                if len(found) > _MOST_INSTALLED:
+                    return True
+    except OSError:
+        return False
+    return not found.isdisjoint(modules | {"sitecustomize", "usercustomize"})
 
 
 def _nothing() -> None:

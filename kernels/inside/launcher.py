@@ -469,9 +469,11 @@ def _enter_overlay(overlay: dict[str, str] | None) -> None:
     site.addsitedir(overlay["site_packages"])
     added = [path for path in sys.path if path not in before]
     at = next((at for at, path in enumerate(sys.path) if path.endswith("site-packages")), len(sys.path))
-    sys.path[:] = [path for path in sys.path[:at] if path not in added] + added + [
-        path for path in sys.path[at:] if path not in added
-    ]
+    sys.path[:] = (
+        [path for path in sys.path[:at] if path not in added]
+        + added
+        + [path for path in sys.path[at:] if path not in added]
+    )
 
 
 def _serve(app: GatewayKernelApp) -> None:

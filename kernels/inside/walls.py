@@ -53,8 +53,6 @@ def open_trees(paths: Mapping[str, str], user_ns: int | None) -> dict[str, int]:
     return {}
 
 
-def close(
-    plan: Mapping[str, Any], trees: Mapping[str, int], *, hostname: str, limits: Mapping[str, Any]
-) -> list[str]:
+def close(plan: Mapping[str, Any], trees: Mapping[str, int], *, hostname: str, limits: Mapping[str, Any]) -> list[str]:
     """The names of the walls that stand."""
     return []

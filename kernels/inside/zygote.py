@@ -77,9 +77,8 @@ def _become_kernel(launcher: Any, walls: Any, app: Any, channel: socket.socket, 
         identity = json.loads(file.read())
     try:
         _carry(identity["mark"])
-        standing = walls.close(
-            plan, dict(zip(order["trees"], trees)), hostname=order["hostname"], limits=order["limits"]
-        )
+        by_path = dict(zip(order["trees"], trees))  # noqa: B905 - not before Python 3.10
+        standing = walls.close(plan, by_path, hostname=order["hostname"], limits=order["limits"])
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # after all that clears it; its parent is the keeper
         channel.send(json.dumps({"walls": standing}).encode())
     except BrokenPipeError:  # the keeper has ended meanwhile
