@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 _QUIET_S = 0.05  # since a kernel was last taken: until then others have the processor
 _LOOK_S = 1.0
-_NOTICED_S = 0.01
+_NOTICED_S = 0.05
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 300.0
 _SOUND_S = 10.0  # one that lived as long has not failed to start
 _EMPTY_AFTER_S = 900.0
@@ -83,9 +83,9 @@ class Pool:
                 return forked
         for _ in range(2):  # one that dies is replaced at once, if it has lived for some time
             await self._settled.wait()
-            while self.zygote is not None and self.zygote.over.is_set():  # which is noticed at any moment
-                await asyncio.sleep(_NOTICED_S)  # noqa: ASYNC110
-            if self.zygote is not None and not _hides(installed, self.modules):
+            if self.zygote is not None and self.zygote.over.is_set():
+                await asyncio.sleep(_NOTICED_S)  # by then it is noticed
+            if self.zygote is not None and not self.zygote.over.is_set() and not _hides(installed, self.modules):
                 try:
                     return await self.zygote.fork()
                 except ZygoteFailed as error:

@@ -95,6 +95,8 @@ class Forked:
         self._loop.add_reader(self._channel, self._close)  # it answers, or ends: until then it may ask if we are there
 
     def _close(self) -> None:
+        if self._channel.fileno() < 0:
+            return
         self._loop.remove_reader(self._channel)
         self._channel.close()
 
