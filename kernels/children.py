@@ -27,7 +27,7 @@ from kernels.errors import StartFailed
 from kernels.journal import JournalWriter
 from kernels.logs import Log
 from kernels.processes import MARK
-from kernels.zygote import Forked, ZygoteFailed
+from kernels.zygote import Behind, Forked, ZygoteFailed
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ class Child:
         init_pid = self._process.init_pid if isinstance(self._process, Forked) else None
         return [self._process.pid] if init_pid is None else [self._process.pid, init_pid]
 
-    def launch(self, forked: Forked | None = None) -> None:
+    async def launch(self, forked: Forked | None = None) -> None:
         """Give what was forked its name, or start it the ordinary way. Raises `StartFailed`."""
         self._folder.mkdir(mode=0o700)
         with contextlib.ExitStack() as stack:
@@ -113,12 +113,12 @@ class Child:
                 raise StartFailed(f"The session's log can't be written: {error.strerror}") from None
             self.log_start = os.fstat(output.fileno()).st_size
             if forked is not None:
-                self._name(forked, output.fileno())
+                await self._name(forked, output.fileno())
             else:
                 self._start(output.fileno())
         self.waiting = asyncio.create_task(self._wait())
 
-    def _name(self, forked: Forked, output_fd: int) -> None:
+    async def _name(self, forked: Forked, output_fd: int) -> None:
         fork = self.order.fork or {}
         identity = {
             "connection": self.connection,
@@ -129,7 +129,7 @@ class Child:
             "mark": self.mark.partition("=")[2],
         }
         try:
-            forked.name(identity, output_fd)
+            await forked.name(identity, output_fd, Behind(**(fork.get("behind") or {})))
         except ZygoteFailed as error:
             raise StartFailed(str(error)) from None
         self._process = forked

@@ -294,20 +294,22 @@ class Keeper:
             self._check_start(gateway)  # meanwhile it may have left
             if kernel_id in self._children:
                 raise StartFailed(f"The kernel {kernel_id!r} runs already.")
-            child = self._launched(gateway, wanted, kernel_name, forked)
+            child = await self._launched(gateway, wanted, kernel_name, forked)
         except BaseException:
             if forked is not None:
                 await forked.discard()
             raise
         self._tasks.create_task(self._keep(child))
         self._write_down(child)
+        if self._over.is_set() or gateway.left:  # meanwhile
+            await child.kill("It was ended.")
         return child.record(self.id)
 
     def _check_start(self, gateway: Gateway) -> None:
         if self._retiring or self._over.is_set() or gateway.left:
             raise StartFailed("The keeper of this machine ends, and starts nothing more.")
 
-    def _launched(self, gateway: Gateway, order: Order, kernel_name: str, forked: Forked | None) -> Child:
+    async def _launched(self, gateway: Gateway, order: Order, kernel_name: str, forked: Forked | None) -> Child:
         """Raises `StartFailed`; then nothing of it stays, and what was forked is still the caller's."""
         kernel_id = order.kernel_id
         folder = self._runtime / kernel_id.replace("-", "")[:12]
@@ -317,7 +319,7 @@ class Keeper:
             writer = JournalWriter(self._folders.journals / kernel_id, order.journal_bytes)
             self._journalings[kernel_id] = Journaling(self._context, child, writer, lambda: self._heard(child))
             self._write_down(child)  # before it runs: after our death it is found by its mark
-            child.launch(forked)
+            await child.launch(forked)
         except BaseException:
             self._drop(child)
             self._folders.forget(kernel_id)

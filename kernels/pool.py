@@ -8,14 +8,15 @@ import hashlib
 import json
 import logging
 import os
+import secrets
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kernels.zygote import Environment, Forked, Zygote, ZygoteFailed
+from kernels.zygote import Behind, Environment, Forked, Zygote, ZygoteFailed
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +30,7 @@ _END_AFTER_S = 3600.0
 _LEAST_FREE = 0.05  # of the machine's memory; with less nothing is kept ready
 _MOST_ENVIRONMENTS = 16
 _MOST_INSTALLED = 5000
+_MOST_UIDS = 2**24
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,8 @@ class Wanted:
     environment: Environment
     watched: tuple[str, ...]
     size: int  # how many to keep ready
+    plan: Mapping[str, Any] = field(default_factory=dict)  # of its walls; `uid` is the lowest that may be given
+    behind: Behind = field(default_factory=Behind)
     installed: str = ""  # a folder of packages that come before those of the environment
 
     @classmethod
@@ -46,7 +50,27 @@ class Wanted:
             argv=tuple(told["argv"]), env=tuple(sorted(told["env"].items())), preloads=tuple(told["preloads"])
         )
         overlay = told.get("overlay") or {}
-        return cls(environment, tuple(told["watched"]), int(told["size"]), str(overlay.get("site_packages", "")))
+        return cls(
+            environment,
+            tuple(told["watched"]),
+            int(told["size"]),
+            told.get("plan") or {},
+            Behind(**(told.get("behind") or {})),
+            str(overlay.get("site_packages", "")),
+        )
+
+    def new_plan(self) -> dict[str, Any]:
+        """With a user id that no other session has, as far as chance goes."""
+        plan = dict(self.plan)
+        if plan.get("uid") is not None:
+            plan["uid"] += secrets.randbelow(_MOST_UIDS)
+        return plan
+
+    @property
+    def key(self) -> str:
+        environment = self.environment
+        text = json.dumps([environment.argv, environment.env, environment.preloads, self.plan])
+        return hashlib.blake2s(text.encode()).hexdigest()
 
 
 class Pool:
@@ -87,7 +111,7 @@ class Pool:
                 await asyncio.sleep(_NOTICED_S)  # by then it is noticed
             if self.zygote is not None and not self.zygote.over.is_set() and not _hides(installed, self.modules):
                 try:
-                    return await self.zygote.fork()
+                    return await self.zygote.fork(self.wanted.new_plan())
                 except ZygoteFailed as error:
                     log.warning("A kernel of %s is not forked: %s", self.name, error)
         return None
@@ -139,6 +163,8 @@ class Pool:
             if self._pause_s == 0:
                 self._settled.clear()
             self.zygote = None
+            if self.wanted.behind.trees:  # which only it can open
+                await asyncio.shield(self.empty())
             code = await asyncio.shield(zygote.end())
         log.warning("Process %d, which forked kernels of %s, has ended with %d", zygote.pid, self.name, code)
 
@@ -150,7 +176,7 @@ class Pool:
             await self.empty()
             missing = 0
         if missing > 0 and self.unused_s >= _QUIET_S:
-            forked = await zygote.fork()
+            forked = await zygote.fork(self.wanted.new_plan())
             forked.on_end = lambda: self._lost(forked)
             self._ready.append(forked)
             return
@@ -190,7 +216,7 @@ class Pools:
 
     def of(self, wanted: Wanted) -> Pool:
         """The pool of an environment, which begins to work if it is new."""
-        key = _key(wanted.environment)
+        key = wanted.key
         if key not in self._pools:
             self._make_room()
             pool = Pool(wanted, self._home)
@@ -254,11 +280,6 @@ def _hides(installed: str, modules: frozenset[str]) -> bool:
 
 def _nothing() -> None:
     pass
-
-
-def _key(environment: Environment) -> str:
-    text = json.dumps([environment.argv, environment.env, environment.preloads])
-    return hashlib.blake2s(text.encode()).hexdigest()
 
 
 def _seen(paths: Iterable[str]) -> tuple[tuple[int, int] | None, ...]:

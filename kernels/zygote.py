@@ -4,6 +4,7 @@ A forked kernel is our own child: the processes between us and it have ended whe
 """
 
 import asyncio
+import contextlib
 import ctypes
 import json
 import os
@@ -11,8 +12,8 @@ import signal
 import socket
 import subprocess
 from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,12 @@ _START_S = 30.0
 _FORK_S = 10.0
 _AT_ONCE = 16  # forks that are asked for before the first is answered
 _MESSAGE_BYTES = 65_536
+_MOST_FDS = 64
 _LONGEST_MARK = 64
 _PR_SET_CHILD_SUBREAPER = 36
+
+
+Answer = tuple[dict[str, Any], list[int]]  # and descriptors
 
 
 class ZygoteFailed(KernelsError):
@@ -42,6 +47,15 @@ class Environment:
     preloads: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Behind:
+    """What a session has behind its walls: folders ("rw", "ro"), a name for its machine, limits as in `walls.close`."""
+
+    trees: Mapping[str, str] = field(default_factory=dict)
+    hostname: str = "session"
+    limits: Mapping[str, Any] = field(default_factory=dict)
+
+
 def be_subreaper() -> bool:
     """Have orphans among our descendants become our children. False where the system can't."""
     try:
@@ -54,9 +68,12 @@ def be_subreaper() -> bool:
 class Forked:
     """A process that waits to be told which kernel it is, and then is that one. It ends when we do."""
 
-    def __init__(self, pid: int, init_pid: int | None, channel: socket.socket) -> None:
+    def __init__(self, zygote: "Zygote", pid: int, init_pid: int | None, user_ns: int | None, channel: socket.socket):
         self.pid = pid
         self.init_pid = init_pid
+        self.walls: list[str] = []  # that stand around it, once it has its name
+        self._zygote = zygote
+        self._user_ns = user_ns
         self.on_end: Callable[[], None] = lambda: None
         self._channel = channel
         self._loop = asyncio.get_running_loop()
@@ -79,26 +96,30 @@ class Forked:
         self._over.set_result(None)
         self.on_end()
 
-    def name(self, identity: Mapping[str, Any], output_fd: int) -> None:
-        """Tell it who it is. Raises `ZygoteFailed` if it has ended."""
-        order = {"trees": [], "hostname": "session", "limits": {}}
-        file = os.memfd_create("identity", os.MFD_CLOEXEC)
+    async def name(self, identity: Mapping[str, Any], output_fd: int, behind: Behind) -> None:
+        """Tell it who it is. Raises `ZygoteFailed`; then it has ended, or is the caller's to end."""
+        trees = await self._zygote.open_trees(behind.trees, self._user_ns) if behind.trees else {}
+        order = {"trees": list(trees), "hostname": behind.hostname, "limits": behind.limits}
+        file = _in_memory(json.dumps(identity).encode())
         try:
-            with open(file, "wb", closefd=False) as whole:
-                whole.write(json.dumps(identity).encode())
-            os.lseek(file, 0, os.SEEK_SET)
-            socket.send_fds(self._channel, [json.dumps(order).encode()], [output_fd, file])
+            socket.send_fds(self._channel, [json.dumps(order).encode()], [output_fd, file, *trees.values()])
         except OSError as error:
-            raise ZygoteFailed(f"The kernel that was to be ended before it began: {error}") from None
+            raise ZygoteFailed(f"The kernel ended before it began: {error.strerror}") from None
         finally:
-            os.close(file)
+            for fd in (file, *trees.values()):
+                os.close(fd)
         self._loop.add_reader(self._channel, self._close)  # it answers, or ends: until then it may ask if we are there
 
     def _close(self) -> None:
         if self._channel.fileno() < 0:
             return
         self._loop.remove_reader(self._channel)
+        with contextlib.suppress(OSError, ValueError):
+            self.walls = json.loads(self._channel.recv(_MESSAGE_BYTES, socket.MSG_DONTWAIT))["walls"]
         self._channel.close()
+        if self._user_ns is not None:
+            os.close(self._user_ns)
+            self._user_ns = None
 
     async def unreaped(self) -> None:
         """Wait for its end; its number stays its own."""
@@ -124,6 +145,15 @@ class Forked:
         self.reap()
 
 
+def _in_memory(content: bytes) -> int:
+    """A file that is nowhere: unlike a message, it may be of any size."""
+    fd = os.memfd_create("identity", os.MFD_CLOEXEC)
+    with open(fd, "wb", closefd=False) as file:
+        file.write(content)
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd
+
+
 class Zygote:
     """One that runs. Made by `start`; whoever made it ends it."""
 
@@ -134,7 +164,7 @@ class Zygote:
         self.over = asyncio.Event()
         self._process = process
         self._control = control
-        self._asked: deque[tuple[asyncio.Future[Forked], socket.socket]] = deque()
+        self._asked: deque[asyncio.Future[Answer]] = deque()
         self._turn = asyncio.Semaphore(_AT_ONCE)
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._ready.add_done_callback(lambda ready: ready.cancelled() or ready.exception())
@@ -172,19 +202,32 @@ class Zygote:
         """Whether there may be a child of ours that we have not heard of."""
         return bool(self._asked)
 
-    async def fork(self) -> Forked:
-        """Raises `ZygoteFailed`."""
+    async def fork(self, plan: Mapping[str, Any]) -> Forked:
+        """Raises `ZygoteFailed`. `plan` is that of its walls."""
+        ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            with its:
+                told, fds = await self._ask({"plan": plan}, [its.fileno()])
+        except BaseException:
+            ours.close()  # if it is there it sees that it is nobody's
+            raise
+        return Forked(self, told["pid"], told["init_pid"], fds[0] if fds else None, ours)
+
+    async def open_trees(self, paths: Mapping[str, str], user_ns: int | None) -> dict[str, int]:
+        """Detached mounts of these paths, the caller's to close. Raises `ZygoteFailed`."""
+        told, fds = await self._ask({"trees": dict(paths)}, [] if user_ns is None else [user_ns])
+        return dict(zip(told["opened"], fds, strict=True))
+
+    async def _ask(self, request: Mapping[str, Any], fds: Sequence[int]) -> Answer:
         async with self._turn:
             if self.over.is_set():
                 raise ZygoteFailed("It has ended.")
-            ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            answer: asyncio.Future[Forked] = asyncio.get_running_loop().create_future()
-            self._asked.append((answer, ours))
-            with its:
-                try:
-                    socket.send_fds(self._control, [json.dumps({"plan": {}}).encode()], [its.fileno()])
-                except OSError as error:
-                    self._lost(f"It can't be reached: {error}")
+            answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+            self._asked.append(answer)
+            try:
+                socket.send_fds(self._control, [json.dumps(request).encode()], list(fds))
+            except OSError as error:
+                self._lost(f"It can't be reached: {error.strerror}.")
             try:
                 async with asyncio.timeout(_FORK_S):
                     return await answer
@@ -194,13 +237,11 @@ class Zygote:
 
     def _read(self) -> None:
         try:
-            data, fds, _, _ = socket.recv_fds(self._control, _MESSAGE_BYTES, 1)
+            data, fds, _, _ = socket.recv_fds(self._control, _MESSAGE_BYTES, _MOST_FDS, socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
             return
         except OSError:
             data, fds = b"", []
-        for fd in fds:
-            os.close(fd)
         if not data:
             self._lost("It has ended.")
             return
@@ -209,18 +250,14 @@ class Zygote:
             self.modules = frozenset(message["modules"])
             self._ready.set_result(None)
             return
-        answer, channel = self._asked.popleft()
-        if "error" in message:
-            channel.close()
-            if not answer.done():
-                answer.set_exception(ZygoteFailed(message["error"]))
-            return
-        forked = Forked(message["pid"], message["init_pid"], channel)
+        answer = self._asked.popleft()
         if answer.done():  # whoever asked has left
-            forked.on_end = forked.reap  # type: ignore[assignment]
-            forked.kill()
+            for fd in fds:
+                os.close(fd)
+        elif "error" in message:
+            answer.set_exception(ZygoteFailed(message["error"]))
         else:
-            answer.set_result(forked)
+            answer.set_result((message, fds))
 
     def _lost(self, why: str) -> None:
         """Nothing more comes of it; what it may have forked without telling ends by itself."""
@@ -229,8 +266,7 @@ class Zygote:
         self.over.set()
         asyncio.get_running_loop().remove_reader(self._control)
         self._control.close()
-        for answer, channel in self._asked:
-            channel.close()
+        for answer in self._asked:
             if not answer.done():
                 answer.set_exception(ZygoteFailed(why))
         self._asked.clear()

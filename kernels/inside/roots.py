@@ -54,7 +54,9 @@ def build(plan: Mapping[str, Any], trees: Mapping[str, int]) -> None:
             file.write(text)
     system.mount("mount", "tmpfs", "tmp", _SAFE, _bounded(plan["tmp_bytes"]))
     system.mount("mount", "tmpfs", "dev/shm", _SAFE | system.MS_NOEXEC, _bounded(plan["shm_bytes"]))
-    system.mount("mount", "devpts", "dev/pts", system.MS_NOSUID | system.MS_NOEXEC, "newinstance,ptmxmode=0666,mode=620")
+    system.mount(
+        "mount", "devpts", "dev/pts", system.MS_NOSUID | system.MS_NOEXEC, "newinstance,ptmxmode=0666,mode=620"
+    )
     for name, target in {**_LINKS, "ptmx": "pts/ptmx"}.items():
         os.symlink(target, f"dev/{name}")
     os.symlink("/tmp", "var/tmp")

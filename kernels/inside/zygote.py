@@ -42,29 +42,37 @@ def main(control: socket.socket, preloads: list[str]) -> None:
         request, fds = _receive(control)
         if request is None:
             return
-        channel = socket.socket(fileno=fds.pop())
         try:
-            forked = walls.fork(request["plan"])
-        except Exception as error:
-            channel.close()
-            control.send(json.dumps({"error": str(error)}).encode())
-            continue
-        if forked is None:
-            control.close()
-            _become_kernel(launcher, walls, app, channel, request["plan"])
+            if "trees" in request:
+                opened: dict[str, int] = walls.open_trees(request["trees"], fds[0] if fds else None)
+                _send(control, {"opened": list(opened)}, list(opened.values()))
+            else:
+                forked = walls.fork(request["plan"])
+                if forked is None:
+                    break
+                told = {"pid": forked.pid, "init_pid": forked.init_pid}
+                _send(control, told, [] if forked.user_ns is None else [forked.user_ns])
+        except BrokenPipeError:  # the keeper is gone
             return
-        channel.close()
-        answer = json.dumps({"pid": forked.pid, "init_pid": forked.init_pid}).encode()
-        if forked.user_ns is None:
-            control.send(answer)
-        else:
-            socket.send_fds(control, [answer], [forked.user_ns])
-            os.close(forked.user_ns)
+        except Exception as error:
+            _send(control, {"error": f"{type(error).__name__}: {error}"}, [])
+        for fd in fds:
+            os.close(fd)
+    control.close()
+    _become_kernel(launcher, walls, app, socket.socket(fileno=fds[0]), request["plan"])
+
+
+def _send(control: socket.socket, told: dict[str, Any], fds: list[int]) -> None:
+    """The descriptors are closed."""
+    try:
+        socket.send_fds(control, [json.dumps(told).encode()], fds)
+    finally:
+        for fd in fds:
+            os.close(fd)
 
 
 def _become_kernel(launcher: Any, walls: Any, app: Any, channel: socket.socket, plan: dict[str, Any]) -> None:
     """Wait to be told who to be, and be it. Nobody's, if the keeper is gone."""
-    os.setsid()
     _prctl(_PR_SET_NAME, b"kernel")
     order, fds = _receive(channel)
     if order is None:
