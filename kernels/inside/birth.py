@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import contextlib
 import ctypes
@@ -65,6 +66,7 @@ def serve(app: GatewayKernelApp, identity: dict[str, Any]) -> None:
     identities.take_on(app, identity, _LAUNCHER)
     app.connection_file = path
     app.load_connection_info(connection)
+    asyncio.set_event_loop(asyncio.new_event_loop())
     app.connect()
     atexit.register(app.close)
     remember_start(app.shell)

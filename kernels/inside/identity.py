@@ -122,6 +122,7 @@ def _take_place(app: Any, identity: dict[str, Any]) -> None:
     shell = app.shell
     folder = _ipython_dir(identity["env"])
     app.ipython_dir = shell.ipython_dir = folder
+    app.profile_dir._location_isset = False  # it may be set once a process
     app.profile_dir.location = os.path.join(folder, "profile_default")
     if hasattr(shell, "_db"):
         shell._db = None

@@ -80,7 +80,6 @@ def _become_kernel(launcher: Any, walls: Any, app: Any, channel: socket.socket, 
     log, identity_file, *trees = fds
     os.dup2(log, 1)
     os.dup2(log, 2)
-    os.close(log)
     with open(identity_file, "rb") as file:
         identity = json.loads(file.read())
     try:
@@ -89,13 +88,11 @@ def _become_kernel(launcher: Any, walls: Any, app: Any, channel: socket.socket, 
         standing = walls.close(plan, by_path, hostname=order["hostname"], limits=order["limits"])
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # after all that clears it; its parent is the keeper
         channel.send(json.dumps({"walls": standing}).encode())
-    except BrokenPipeError:  # the keeper has ended meanwhile
-        os._exit(0)
+        channel.close()
+        launcher.serve(app, identity)
     except Exception:
-        traceback.print_exc()
+        os.write(log, traceback.format_exc().encode())  # what is at 1 and 2 may be what its cells print by now
         os._exit(1)
-    channel.close()
-    launcher.serve(app, identity)
 
 
 def _receive(channel: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
