@@ -259,7 +259,7 @@ class Journaling:
         self._socket = context.socket(zmq.SUB)
         self._socket.linger = 0
         self._socket.rcvhwm = 0  # read at once, and into memory if need be: nothing is dropped for us
-        self._socket.reconnect_ivl, self._socket.reconnect_ivl_max = 5, 1000  # ms
+        self._socket.reconnect_ivl, self._socket.reconnect_ivl_max = 2, 8  # ms
         self._socket.subscribe(b"")
         connection = child.connection
         self._socket.connect(f"ipc://{connection['ip']}-{connection['iopub_port']}")
