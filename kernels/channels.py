@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 Channel = Literal["shell", "control", "stdin"]
 Listener = Callable[[Message], None]
 
+_RECONNECT_MS = {"ipc": (2, 8), "tcp": (5, 1000)}  # at first, at most: a starting kernel binds any moment now
 _BREATH = 64  # messages that are handled before other tasks get their turn
 _RECEIVED_AHEAD = 1000  # messages, as in any Jupyter client: more wait in our own kernel, and others drop them
 
@@ -24,7 +25,18 @@ _RECEIVED_AHEAD = 1000  # messages, as in any Jupyter client: more wait in our o
 class Request:
     """A request under way; `done` once its reply and, if that is waited for, its `idle` are in."""
 
-    __slots__ = ("_held", "_wants_idle", "done", "idle_seen", "msg_id", "on_idle", "on_input", "on_iopub", "reply")
+    __slots__ = (
+        "_held",
+        "_wants_idle",
+        "answered",
+        "done",
+        "idle_seen",
+        "msg_id",
+        "on_idle",
+        "on_input",
+        "on_iopub",
+        "reply",
+    )
 
     def __init__(self, msg_id: str, on_iopub: Listener | None, on_input: Listener | None, wants_idle: bool) -> None:
         self.msg_id = msg_id
@@ -37,10 +49,12 @@ class Request:
         self._wants_idle = wants_idle
         self.done: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         self.done.add_done_callback(_retrieve)
+        self.answered = asyncio.Event()  # or there will be no answer
 
     def got_reply(self, message: Message) -> None:
         if self.reply is None:
             self.reply = message
+            self.answered.set()
             self._check()
 
     def got_idle(self) -> None:
@@ -73,6 +87,7 @@ class Request:
             self.hear(message)
 
     def fail(self, error: Exception) -> None:
+        self.answered.set()
         if not self.done.done():
             self.done.set_exception(error)
 
@@ -105,7 +120,7 @@ class Channels:
     ) -> zmq.asyncio.Socket:
         socket = context.socket(kind)
         socket.linger = 0
-        socket.reconnect_ivl, socket.reconnect_ivl_max = 5, 1000  # ms: a starting kernel binds any moment now
+        socket.reconnect_ivl, socket.reconnect_ivl_max = _RECONNECT_MS[connection["transport"]]
         socket.set_hwm(0)
         if kind == zmq.SUB:
             socket.rcvhwm = _RECEIVED_AHEAD

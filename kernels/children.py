@@ -26,10 +26,10 @@ from kernels.engine import Exit, Walls
 from kernels.errors import StartFailed
 from kernels.journal import JournalWriter
 from kernels.logs import Log
+from kernels.processes import MARK
+from kernels.zygote import Behind, Forked, ZygoteFailed
 
 log = logging.getLogger(__name__)
-
-MARK = "SESSION_GATEWAY_KERNEL"  # in the environment of all that runs for a kernel or a setup
 
 _CHANNELS = ("shell", "iopub", "stdin", "control", "hb")
 _LAST_WORDS_S = 0.05  # how long after its death a kernel's messages are still read
@@ -50,6 +50,21 @@ class Order:
     memory_bytes: int | None
     journal_bytes: int
     about: dict[str, Any]  # what whoever adopts it must know; of no interest here
+    fork: dict[str, Any] | None = None  # what it can be forked from, if it can
+
+
+class Started:
+    """A process that was started the ordinary way."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]") -> None:
+        self.pid = process.pid
+        self._process = process
+
+    async def unreaped(self) -> None:
+        await processes.unreaped_exit(self._process)
+
+    def reap(self) -> int:
+        return self._process.wait()
 
 
 class Child:
@@ -67,7 +82,7 @@ class Child:
         self.walls = Walls()
         self.mark = f"{MARK}={order.kernel_id}"
         self._folder = folder
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Started | Forked | None = None
         self._oom_kills = processes.oom_kills()
         self._out_of_memory = False
         self._kill_reason: str | None = None
@@ -81,35 +96,67 @@ class Child:
     def running(self) -> bool:
         return self._process is not None and not self.waiting.done()
 
-    def launch(self) -> None:
-        """Raises `StartFailed`."""
+    @property
+    def pids(self) -> list[int]:
+        """Of processes that are ours to reap."""
+        if self._process is None:
+            return []
+        init_pid = self._process.init_pid if isinstance(self._process, Forked) else None
+        return [self._process.pid] if init_pid is None else [self._process.pid, init_pid]
+
+    async def launch(self, forked: Forked | None = None) -> None:
+        """Give what was forked its name, or start it the ordinary way. Raises `StartFailed`."""
         self._folder.mkdir(mode=0o700)
-        file = self._folder / "kernel.json"
-        file.touch(mode=0o600)
-        file.write_text(json.dumps(self.connection))
         with contextlib.ExitStack() as stack:
             try:
                 output = stack.enter_context(Log(Path(self.order.log)).opened())
             except OSError as error:
                 raise StartFailed(f"The session's log can't be written: {error.strerror}") from None
             self.log_start = os.fstat(output.fileno()).st_size
-            argv = [part.replace("{connection_file}", str(file)) for part in self.order.argv]
-            env = {**self.order.env, "JPY_PARENT_PID": str(os.getpid())}
-            try:
-                self._process = subprocess.Popen(  # noqa: S603 - starting what a kernelspec names is the work
-                    argv, env=env, cwd=self.order.cwd, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-                    start_new_session=True,
-                )  # fmt: skip
-            except (OSError, ValueError) as error:
-                name = self.connection["kernel_name"]
-                raise StartFailed(f"The kernel {name!r} does not start: {error}") from None
+            if forked is not None:
+                await self._name(forked, output.fileno())
+            else:
+                self._start(output.fileno())
         self.waiting = asyncio.create_task(self._wait())
+
+    async def _name(self, forked: Forked, output_fd: int) -> None:
+        fork = self.order.fork or {}
+        identity = {
+            "connection": self.connection,
+            "connection_file": str(self._folder / "kernel.json"),
+            "env": self.order.env,
+            "cwd": self.order.cwd,
+            "overlay": fork.get("overlay"),
+            "mark": self.mark.partition("=")[2],
+        }
+        try:
+            await forked.name(identity, output_fd, Behind(**(fork.get("behind") or {})))
+        except ZygoteFailed as error:
+            raise StartFailed(str(error)) from None
+        self._process = forked
+
+    def _start(self, output_fd: int) -> None:
+        file = self._folder / "kernel.json"
+        file.touch(mode=0o600)
+        file.write_text(json.dumps(self.connection))
+        argv = [part.replace("{connection_file}", str(file)) for part in self.order.argv]
+        env = {**self.order.env, "JPY_PARENT_PID": str(os.getpid())}
+        try:
+            process = subprocess.Popen(  # noqa: S603 - starting what a kernelspec names is the work
+                argv, env=env, cwd=self.order.cwd, stdin=subprocess.DEVNULL, stdout=output_fd, stderr=output_fd,
+                start_new_session=True,
+            )  # fmt: skip
+        except (OSError, ValueError) as error:
+            name = self.connection["kernel_name"]
+            raise StartFailed(f"The kernel {name!r} does not start: {error}") from None
+        self._process = Started(process)
 
     async def _wait(self) -> Exit:
         assert self._process is not None
-        await processes.unreaped_exit(self._process)
-        await asyncio.to_thread(processes.end_family, self.pid, self.mark)
-        return self._exit(self._process.wait())
+        await self._process.unreaped()
+        if not (isinstance(self._process, Forked) and self._process.exact):
+            await asyncio.to_thread(processes.end_family, self.pid, self.mark)
+        return self._exit(self._process.reap())
 
     def _exit(self, code: int) -> Exit:
         if self._out_of_memory:
@@ -136,7 +183,11 @@ class Child:
         if self.running:
             if self._kill_reason is None:
                 self._kill_reason = reason
-            await asyncio.shield(asyncio.to_thread(processes.end_family, self.pid, self.mark))
+            assert self._process is not None
+            if isinstance(self._process, Forked) and self._process.exact:
+                self._process.kill()
+            else:
+                await asyncio.shield(asyncio.to_thread(processes.end_family, self.pid, self.mark))
             await self.ended()
 
     async def kill_for_memory(self, used_bytes: int) -> None:
@@ -210,7 +261,7 @@ class Journaling:
         self._socket = context.socket(zmq.SUB)
         self._socket.linger = 0
         self._socket.rcvhwm = 0  # read at once, and into memory if need be: nothing is dropped for us
-        self._socket.reconnect_ivl, self._socket.reconnect_ivl_max = 5, 1000  # ms
+        self._socket.reconnect_ivl, self._socket.reconnect_ivl_max = 2, 8  # ms
         self._socket.subscribe(b"")
         connection = child.connection
         self._socket.connect(f"ipc://{connection['ip']}-{connection['iopub_port']}")

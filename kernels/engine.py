@@ -57,7 +57,7 @@ class Launch:
     env: Mapping[str, str] = field(default_factory=dict)
     limits: Limits = Limits()
     network: Literal["none", "host"] = "host"
-    preloads: tuple[str, ...] = ()
+    preloads: tuple[str, ...] = ()  # modules that it need not import itself, if that can be had
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,6 +324,10 @@ class Engine(Protocol):
         `fork` is given an address: it has the source make a copy of itself that reports there, and gives the place
         its files. Raises `StartFailed`, and what `fork` raises; the source goes on in any case.
         """
+        ...
+
+    async def prepare(self, spec: Kernelspec, preloads: tuple[str, ...] = ()) -> None:
+        """Have whatever makes starting such kernels fast made ready, in its own time; what fails fails then."""
         ...
 
     async def kept(self) -> list[Kept]:

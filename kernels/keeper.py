@@ -32,6 +32,9 @@ from kernels.engine import Exit
 from kernels.errors import KernelGone, KernelsError, Refused, StartFailed
 from kernels.journal import JournalWriter
 from kernels.logs import Log
+from kernels.orphans import Orphans
+from kernels.pool import Pools, Wanted
+from kernels.zygote import Forked, be_subreaper
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +53,11 @@ _CREDENTIALS = struct.Struct("3i")
 def version() -> str:
     """Differs when keepers do: of the protocol, and of the code that they run."""
     digest = hashlib.blake2s(str(PROTOCOL).encode(), digest_size=8)
-    for name in ("children", "journal", "keeper", "logs", "processes"):
-        digest.update((Path(__file__).parent / f"{name}.py").read_bytes())
+    here = Path(__file__).parent
+    for name in ("children", "journal", "keeper", "logs", "orphans", "pool", "processes", "zygote"):
+        digest.update((here / f"{name}.py").read_bytes())
+    for path in sorted((here / "inside").glob("*.py")):  # a zygote holds on to what it has read of them
+        digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
@@ -119,11 +125,13 @@ class Keeper:
         self._gateways: set[Gateway] = set()
         self._epoch = 0
         self._retiring = False
+        self._forks = False  # whether this system can fork kernels
         self._over = asyncio.Event()
         self._lock: int | None = None
         self._runtime: Path
         self._context: zmq.Context[zmq.Socket[bytes]]
         self._tasks: asyncio.TaskGroup
+        self._pools: Pools
 
     async def serve(self, ready: Callable[[], None]) -> None:
         """Serve until there is nothing to keep; does nothing if another one of this version does so already."""
@@ -138,6 +146,7 @@ class Keeper:
         try:
             with _context() as self._context:
                 async with asyncio.TaskGroup() as self._tasks:
+                    self._pools = Pools(self._runtime / "nobody", self._tasks)
                     await self._serve(announcement, ready)
         finally:
             announcement.unlink(missing_ok=True)
@@ -147,7 +156,12 @@ class Keeper:
     async def _serve(self, announcement: Path, ready: Callable[[], None]) -> None:
         address = str(self._runtime / "keeper")
         server = await asyncio.start_unix_server(self._connected, address, limit=LINE_BYTES)
-        watching = self._tasks.create_task(MemoryWatch(self._children).watch())
+        self._forks = be_subreaper()
+        if not self._forks:
+            log.info("This system can't have a process take in orphans: kernels are started one by one")
+        beside = [self._tasks.create_task(MemoryWatch(self._children).watch())]
+        if self._forks:
+            beside.append(self._tasks.create_task(Orphans(self._own_pids).watch()))
         told = {"id": self.id, "pid": os.getpid(), "version": self._version, "runtime": str(self._runtime)}
         write_whole(announcement, told)
         ready()
@@ -156,9 +170,11 @@ class Keeper:
             await self._over.wait()
         finally:
             server.close()
-            watching.cancel()
             for child in list(self._children.values()):
                 await child.kill("The keeper of this machine was told to end.")
+            await self._pools.end()
+            for task in beside:
+                task.cancel()
             for gateway in self._gateways:
                 gateway.close()
 
@@ -169,6 +185,12 @@ class Keeper:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+    def _own_pids(self) -> set[int] | None:
+        """Of children that somebody waits for; None while there may be one that we have not heard of."""
+        if self._pools.forking:
+            return None
+        return {pid for child in self._children.values() for pid in child.pids} | set(self._pools.pids)
 
     # Its end
 
@@ -217,6 +239,7 @@ class Keeper:
     async def _do(self, gateway: Gateway, action: Any, arguments: dict[str, Any]) -> Any:
         actions: dict[str, Callable[..., Awaitable[Any]]] = {
             "hello": self._hello,
+            "prepare": self._prepare,
             "start": self._start,
             "adopt": self._adopt,
             "forget": self._forget,
@@ -263,27 +286,55 @@ class Keeper:
     # Kernels
 
     async def _start(self, gateway: Gateway, order: dict[str, Any], kernel_name: str) -> dict[str, Any]:
-        if self._retiring or self._over.is_set() or gateway.left:
-            raise StartFailed("The keeper of this machine ends, and starts nothing more.")
+        self._check_start(gateway)
         wanted = Order(**order)
         kernel_id = _plain(wanted.kernel_id)
-        if kernel_id in self._children:
-            raise StartFailed(f"The kernel {kernel_id!r} runs already.")
+        forked = await self._forked(wanted) if kernel_id not in self._children else None
+        try:
+            self._check_start(gateway)  # meanwhile it may have left
+            if kernel_id in self._children:
+                raise StartFailed(f"The kernel {kernel_id!r} runs already.")
+            child = await self._launched(gateway, wanted, kernel_name, forked)
+        except BaseException:
+            if forked is not None:
+                await forked.discard()
+            raise
+        self._tasks.create_task(self._keep(child))
+        self._write_down(child)
+        if self._over.is_set() or gateway.left:  # meanwhile
+            await child.kill("It was ended.")
+        return child.record(self.id)
+
+    def _check_start(self, gateway: Gateway) -> None:
+        if self._retiring or self._over.is_set() or gateway.left:
+            raise StartFailed("The keeper of this machine ends, and starts nothing more.")
+
+    async def _launched(self, gateway: Gateway, order: Order, kernel_name: str, forked: Forked | None) -> Child:
+        """Raises `StartFailed`; then nothing of it stays, and what was forked is still the caller's."""
+        kernel_id = order.kernel_id
         folder = self._runtime / kernel_id.replace("-", "")[:12]
-        child = Child(wanted, connection_at(folder, kernel_name), folder)
+        child = Child(order, connection_at(folder, kernel_name), folder)
         self._children[kernel_id], self._owners[kernel_id] = child, gateway
         try:
-            writer = JournalWriter(self._folders.journals / kernel_id, wanted.journal_bytes)
+            writer = JournalWriter(self._folders.journals / kernel_id, order.journal_bytes)
             self._journalings[kernel_id] = Journaling(self._context, child, writer, lambda: self._heard(child))
             self._write_down(child)  # before it runs: after our death it is found by its mark
-            child.launch()
+            await child.launch(forked)
         except BaseException:
             self._drop(child)
             self._folders.forget(kernel_id)
             raise
-        self._tasks.create_task(self._keep(child))
-        self._write_down(child)
-        return child.record(self.id)
+        return child
+
+    async def _forked(self, order: Order) -> Forked | None:
+        """None if it is to be started the ordinary way."""
+        wanted = Wanted.of(order.fork) if order.fork is not None else None
+        return await self._pools.take(wanted) if wanted is not None and self._forks else None
+
+    async def _prepare(self, gateway: Gateway, fork: dict[str, Any]) -> None:
+        """Have kernels of an environment ready before the first is asked for."""
+        if self._forks and not self._retiring and not self._over.is_set():
+            self._pools.of(Wanted.of(fork))
 
     async def _keep(self, child: Child) -> None:
         exit_ = await child.ended()

@@ -32,6 +32,7 @@ OnInput = Callable[[str, bool], None]  # prompt, whether it is a password
 Entries = Callable[[int], AsyncIterator[Entry]]  # what was published after the message of that number
 
 _LAST_WORDS_S = 0.05  # how long after its death a kernel's messages are still read
+_FIRST_PATIENCE_S, _PATIENCE_S = 0.005, 0.1
 _LOST_IDLE_S = 2.0
 _LOST_REPLY_S = 0.25  # a reply is sent before its idle
 _LOST_MARKER_S = 5.0
@@ -116,6 +117,7 @@ class Kernel:
         self.ended: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         self._current: Execution | None = None
         self._subshell: str | None = None
+        self._left = False
 
     @property
     def is_ours(self) -> bool:
@@ -146,32 +148,30 @@ class Kernel:
         The shell of a kernel that is at work does not answer, its control channel does.
         """
         journaling = asyncio.ensure_future(self.process.journaling())
+        patience_s = _FIRST_PATIENCE_S
         try:
             async with asyncio.timeout(timeout_s):
                 while True:
                     request = await self.channels.send(channel, "kernel_info_request", {}, wants_idle=True)
-                    if self.info:  # it answers, but was not heard on IOPub: ask again, and soon
-                        await asyncio.wait({request.done}, timeout=0.1)
-                    else:
-                        await self._first_answer(request)
+                    if not self.info:
+                        await request.answered.wait()
+                    # It answers, but may not be heard on IOPub yet: then it is asked again, and soon.
+                    await asyncio.wait({request.done}, timeout=patience_s)
                     if request.reply:
                         self.info = request.reply.content
                     if request.done.done():
                         await request.done
-                        await asyncio.wait({journaling}, timeout=0.1)
+                        await asyncio.wait({journaling}, timeout=patience_s)
                         if journaling.done():
                             return
                     request.done.cancel()
+                    patience_s = min(2 * patience_s, _PATIENCE_S)
         except KernelGone as error:
             raise StartFailed(f"The kernel ended while it started: {error}") from None
         except TimeoutError:
             raise StartFailed(f"The kernel did not answer within {timeout_s:g} s.") from None
         finally:
             journaling.cancel()
-
-    async def _first_answer(self, request: Request) -> None:
-        while not request.done.done() and request.reply is None:
-            await asyncio.wait({request.done}, timeout=0.02)
 
     @asynccontextmanager
     async def execute(
@@ -393,6 +393,11 @@ class Kernel:
             await self.process.kill("It was ended.")
             await asyncio.wait({self.ended})
 
+    async def leave(self) -> None:
+        """End it: nobody is here any more."""
+        self._left = True
+        await self.process.kill("It was ended.")
+
     async def watch(self) -> None:
         """Wait for the process to end, read its last words, then let everybody who waits know.
 
@@ -403,7 +408,8 @@ class Kernel:
         if not ended.done():
             await self.process.kill("It was ended because the connection to it broke.")
         exit_ = await ended
-        await asyncio.sleep(_LAST_WORDS_S)
+        if not self._left or self.busy:  # else nobody waits for what it said at last
+            await asyncio.sleep(_LAST_WORDS_S)
         self.channels.fail(KernelGone(exit_.reason))
         self.ended.set_result(exit_)
 
@@ -465,5 +471,5 @@ async def _served(
         try:
             yield kernel
         finally:
-            await process.kill("It was ended.")
+            await kernel.leave()
             await watching

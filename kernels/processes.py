@@ -14,6 +14,8 @@ from pathlib import Path
 
 import psutil
 
+MARK = "SESSION_GATEWAY_KERNEL"  # in the environment of all that runs for a kernel or a setup
+
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
 
@@ -59,14 +61,14 @@ def family(pid: int | None, mark: str) -> list[psutil.Process]:
         if pid is not None:
             root = psutil.Process(pid)
             found[pid] = root
-            found.update((child.pid, child) for child in root.children(recursive=True))
-    own = os.getpid()
-    for other in psutil.process_iter():
-        if other.pid in found or other.pid == own:
+            found.update((child.pid, child) for child in descendants(root))
+    own, carried = os.getpid(), mark.encode()
+    for other in psutil.pids():
+        if other in found or other == own:
             continue
         with contextlib.suppress(psutil.Error, OSError):
-            if (pid is not None and os.getsid(other.pid) == pid) or _carries(other.pid, mark):
-                found[other.pid] = other
+            if (pid is not None and os.getsid(other) == pid) or _carries(other, carried):
+                found[other] = psutil.Process(other)
     return list(found.values())
 
 
@@ -91,9 +93,10 @@ def started_since(pid: int, unix_time: float) -> bool:
     return False
 
 
-def _carries(pid: int, mark: str) -> bool:
-    with open(f"/proc/{pid}/environ", "rb") as environ:
-        return mark.encode() in environ.read().split(b"\0")
+def _carries(pid: int, mark: bytes) -> bool:
+    with open(f"/proc/{pid}/environ", "rb", buffering=0) as environ:
+        text = environ.read()
+    return mark in text and mark in text.split(b"\0")
 
 
 def end(processes: Iterable[psutil.Process]) -> int:

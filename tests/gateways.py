@@ -15,6 +15,8 @@ from typing import Any
 
 import psutil
 
+from kernels.processes import MARK
+
 READY_S = 60
 
 
@@ -28,12 +30,27 @@ def keepers_of(data_dir: Path) -> list[psutil.Process]:
 
 
 def kernels_of(data_dir: Path) -> list[psutil.Process]:
-    """What runs below the keepers of a data folder."""
+    """What runs below the keepers of a data folder for a session."""
+    return [one for one in below_keepers(data_dir) if not _is_nobodys(one)]
+
+
+def spares_of(data_dir: Path) -> list[psutil.Process]:
+    """What runs below the keepers of a data folder for no session: what forks kernels, and what it has forked ahead."""
+    return [one for one in below_keepers(data_dir) if _is_nobodys(one)]
+
+
+def below_keepers(data_dir: Path) -> list[psutil.Process]:
     found = []
     for keeper in keepers_of(data_dir):
         with contextlib.suppress(psutil.NoSuchProcess):
             found += keeper.children(recursive=True)
     return found
+
+
+def _is_nobodys(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return set(process.environ().get(MARK, "")) == {"-"} or process.status() == psutil.STATUS_ZOMBIE
+    return True
 
 
 class GatewayProcess:

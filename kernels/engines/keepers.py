@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from kernels import processes
-from kernels.children import MARK
 from kernels.engine import Exit, ProcessUsage, Walls
 from kernels.errors import KernelsError, Refused, StartFailed
 from kernels.keeper import KINDS, LINE_BYTES, Folders
 from kernels.logs import Log
+from kernels.processes import MARK
 
 log = logging.getLogger(__name__)
 

@@ -25,8 +25,8 @@ from jupyter_client.provisioning.local_provisioner import LocalProvisioner as Ju
 
 from kernels import processes
 from kernels.blobs import ObjectBlobs
-from kernels.children import MARK
 from kernels.engine import Exit, Kept, Kernelspec, Launch, Limits, SetupStep, Skipped, Snapshots
+from kernels.engines.forks import Forks
 from kernels.engines.keepers import KEEPER_ENDED, Keepers, KeptProcess
 from kernels.engines.overlay import Interpreter, Overlay, copy_environment, copy_folder, probe
 from kernels.errors import KernelGone, KernelsError, NoSpace, StartFailed
@@ -35,6 +35,7 @@ from kernels.journal import DEFAULT_BYTES, Entry, JournalReader
 from kernels.keeper import Folders, version, write_whole
 from kernels.logs import Log
 from kernels.paths import delete_tree
+from kernels.processes import MARK
 from kernels.snapshots import LocalSnapshots
 from kernels.threads import in_thread
 from kernels.workspace import LocalWorkspace
@@ -73,13 +74,21 @@ class LocalEngine:
         *,
         journal_bytes: int = DEFAULT_BYTES,
         keeper_version: str | None = None,
+        fork_server: bool = True,
+        pool_size: int = 2,
+        preloads: tuple[str, ...] = (),
     ) -> None:
+        """Python kernels are forked where that is possible, and `pool_size` of each environment kept ready.
+
+        Kernels of other languages can't wait ready: their folder and environment are given when a process starts.
+        """
         data_dir = data_dir.absolute()
         self._places = data_dir / "sessions"
         self._logs = data_dir / "logs"
         self._folders = Folders(data_dir)
         self._keepers = Keepers(self._folders, keeper_version or version())
         self._journal_bytes = journal_bytes
+        self._forks = Forks(pool_size, preloads) if fork_server else None
         self._specs: dict[str, Kernelspec] = {}
         self._interpreters: dict[str, Interpreter] = {}
         self._ours: dict[str, KeptProcess] = {}
@@ -127,6 +136,7 @@ class LocalEngine:
             "memory_bytes": launch.limits.memory_bytes,
             "journal_bytes": self._journal_bytes,
             "about": {"place": launch.place, "spec": asdict(launch.spec), "limits": asdict(launch.limits)},
+            "fork": await self._fork(launch),
         }
         keeper = await self._keepers.starter()
         starting = keeper.start(launch.kernel_id, launch.spec.name, order)
@@ -142,6 +152,28 @@ class LocalEngine:
             raise StartFailed(str(error)) from None
         async with self._commanded(process):
             yield process
+
+    async def _fork(self, launch: Launch) -> dict[str, Any] | None:
+        """What a kernel can be forked from; None if it has to be started the ordinary way."""
+        if self._forks is None or not self._forks.can(launch.spec, launch.env):
+            return None
+        interpreter = await self._interpreter(launch.spec)
+        overlay = Overlay(self._place(launch.place) / "overlay")
+        return self._forks.order(launch.spec, interpreter, launch.preloads) | {
+            "overlay": {
+                "root": str(overlay.root),
+                "python": str(overlay.python),
+                "site_packages": str(overlay.site_packages(interpreter)),
+            }
+        }
+
+    async def prepare(self, spec: Kernelspec, preloads: tuple[str, ...] = ()) -> None:
+        if self._forks is not None and self._forks.can(spec, {}):
+            try:
+                fork = self._forks.order(spec, await self._interpreter(spec), preloads)
+                await (await self._keepers.starter()).ask("prepare", fork=fork)
+            except KernelsError as error:
+                log.warning("Kernels of %r are not made ready: %s", spec.name, error)
 
     @asynccontextmanager
     async def duplicate(

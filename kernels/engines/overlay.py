@@ -64,6 +64,10 @@ class Overlay:
         self.python = self.bin / "python"
         self.node = root / "node"
 
+    def site_packages(self, interpreter: Interpreter) -> Path:
+        """Where what is installed in it is."""
+        return self.root / "lib" / f"python{interpreter.version}" / "site-packages"
+
     def prepare(self, interpreter: Interpreter) -> None:
         """Make it, or make it anew for another interpreter; what is installed in it stays. Raises `StartFailed`.
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import gc
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -35,11 +34,13 @@ class BetweenCells:
         self._waiting: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._context: contextvars.Context | None = None
 
+    def begin(self, loop: Any, context: contextvars.Context) -> None:
+        """`context` is the one that all requests of the shell share."""
+        self.loop, self._context = loop, context
+
     @contextlib.contextmanager
     def request(self) -> Iterator[None]:
         """While a request is handled, by whatever thread."""
-        if self._context is None and threading.current_thread() is threading.main_thread():
-            self._context = _context_of(asyncio.current_task())
         with self._lock:
             self._requests += 1
         try:
@@ -80,10 +81,3 @@ class BetweenCells:
                     future.set_result(result)
         if self._waiting:
             self.loop.add_callback(self._turn)
-
-
-def _context_of(task: Any) -> contextvars.Context | None:
-    """What requests of the shell share: each is handled by a task, but all tasks in one context."""
-    if hasattr(task, "get_context"):  # Python 3.12
-        return task.get_context()  # type: ignore[no-any-return]
-    return next((it for it in gc.get_referents(task) if type(it) is contextvars.Context), None)

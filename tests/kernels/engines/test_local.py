@@ -323,7 +323,7 @@ async def test_the_watch_over_memory_survives_what_nobody_foresaw(
     hoard = [sys.executable, "-c", "import time; hoard = b'x' * 50_000_000; time.sleep(600)"]
     order = Order("hoarder", hoard, dict(os.environ), str(tmp_path), str(tmp_path / "logs" / "log"), 10_000_000, 0, {})
     child = Child(order, connection_at(tmp_path / "folder", "hoard"), tmp_path / "folder")
-    child.launch()
+    await child.launch()
     watching = asyncio.create_task(MemoryWatch({child.id: child}).watch())
     async with asyncio.timeout(30):
         exit_ = await child.ended()

@@ -1,0 +1,166 @@
+"""The application around a kernel. Everything that can be made before a fork is made by `build`; the rest by `connect`.
+
+It has two threads: the main one runs cells, and that of the control channel does all that must go on meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import logging
+import sys
+from io import FileIO, TextIOWrapper
+from pathlib import Path
+from typing import Any
+
+import zmq
+from ipykernel.control import ControlThread
+from ipykernel.kernelapp import IPKernelApp
+from IPython.core.application import BaseIPythonApplication
+from jupyter_client.session import Session
+from tornado import ioloop
+from traitlets import default
+
+from .heartbeat import answer_when_asked
+from .kernel import GatewayKernel
+from .publisher import Publisher
+from .session import BoundedSession
+from .streams import BoundedStream, capture
+
+_LINGER_MS = 1000
+
+
+class GatewayKernelApp(IPKernelApp):
+    hb_socket: Any = None
+    started_with: dict[str, str]  # the environment of the process in which it was built
+
+    @default("session")
+    def _bounded_session(self) -> Session:
+        return BoundedSession(parent=self)
+
+    @default("outstream_class")
+    def _bounded_stream(self) -> str:
+        return f"{BoundedStream.__module__}.BoundedStream"
+
+    def build(self, argv: list[str] | None = None) -> None:
+        """All of a kernel but its connection and what it is configured to run at its start."""
+        self.config.HistoryManager.enabled = False  # its file would be shared by every session of this user
+        self.config.IPythonKernel._execute_sleep = 0.0
+        self.kernel_class = GatewayKernel
+        BaseIPythonApplication.initialize(self, argv)
+        self.init_pdb()
+        self.init_blackhole()
+        self.configure_tornado_logger()
+        self.iopub_thread = Publisher(self.session)
+        self.iopub_socket = self.iopub_thread.background_socket
+        self.init_io()
+        self.init_kernel()
+        self.init_path()
+        self.init_shell()
+        self.init_gui_pylab()
+
+    def init_kernel(self) -> None:
+        self.kernel = kernel = self.kernel_class.instance(  # type: ignore[attr-defined]
+            parent=self,
+            session=self.session,
+            iopub_thread=self.iopub_thread,
+            iopub_socket=self.iopub_socket,
+            log=self.log,
+            profile_dir=self.profile_dir,
+            user_ns=self.user_ns,
+        )
+        self.displayhook.get_execution_count = lambda: kernel.execution_count
+
+    def connect(self) -> None:
+        """Open the sockets that the connection file names; nothing is said before `start`."""
+        self.init_signal()
+        self.context = zmq.Context()
+        self.shell_socket, self.stdin_socket, self.control_socket, self.hb_socket = (
+            self._bound(zmq.ROUTER, name) for name in ("shell", "stdin", "control", "hb")
+        )
+        iopub = self._bound(zmq.XPUB, "iopub")
+        self.control_thread = ControlThread(daemon=True)
+        loop = self.control_thread.io_loop.asyncio_loop
+        self.iopub_thread.connect(iopub, self.control_thread.io_loop)
+        answer_when_asked(self.hb_socket, loop)
+        if self.capture_fd_output and isinstance(sys.stdout, BoundedStream) and isinstance(sys.stderr, BoundedStream):
+            capture([sys.stdout, sys.stderr], loop)
+            self._log_to(sys.stderr._original_stdstream_copy)
+        self.kernel.connect(self.shell_socket, self.control_socket, self.stdin_socket, self.control_thread)
+        self._ports = {name: getattr(self, f"{name}_port") for name in ("shell", "iopub", "stdin", "hb", "control")}
+        self.kernel.record_ports({f"{name}_port": port for name, port in self._ports.items()})
+
+    def _bound(self, kind: int, name: str) -> Any:
+        assert self.context is not None
+        socket = self.context.socket(kind)
+        socket.linger = _LINGER_MS
+        if kind == zmq.ROUTER:
+            socket.router_handover = 1  # ipython/ipykernel#270
+        else:
+            socket.sndhwm = 0  # what a run may publish is bounded by its budget; nothing of it may be dropped
+        self.apply_curve(socket, "server")
+        setattr(self, f"{name}_port", self._bind_socket(socket, getattr(self, f"{name}_port")))
+        return socket
+
+    def apply_curve(self, socket: Any, side: str) -> None:
+        """Encrypt, if the connection says so."""
+        getattr(self, f"_apply_curve_{side}_options", lambda _: None)(socket)
+
+    def _log_to(self, fd: int) -> None:
+        for handler in self.log.handlers:
+            stream = getattr(handler, "stream", None)
+            if isinstance(handler, logging.StreamHandler) and stream is sys.__stderr__:
+                handler.stream = TextIOWrapper(FileIO(fd, "w", closefd=False), write_through=True)
+
+    def start(self) -> None:
+        """Serve until it is shut down."""
+        if self.poller is not None:
+            self.poller.start()
+        self.kernel.start()
+        self.control_thread.start()
+        self.io_loop = ioloop.IOLoop.current()
+        try:
+            self.io_loop.start()
+        except KeyboardInterrupt:
+            pass
+
+    def initialize(self, argv: list[str] | None = None) -> None:
+        """An ordinary start, from a connection file."""
+        self.build(argv)
+        self.init_connection_file()
+        self.init_poller()
+        self.connect()
+        self.write_connection_file()
+        atexit.register(self.close)
+        self.init_extensions()
+        self.init_code()
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+    def close(self) -> None:
+        """Send what is still to be sent, and close everything."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self.reset_io()
+        self.iopub_thread.stop()
+        if self.control_thread is not None and self.control_thread.is_alive():
+            self.control_thread.stop()
+            self.control_thread.join(_LINGER_MS / 1000)
+        kernel = self.kernel
+        if kernel.shell_channel_thread is not None:
+            kernel.shell_channel_thread.close()
+        iopub, self.iopub_thread.socket = self.iopub_thread.socket, None
+        for socket in (
+            iopub, self.shell_socket, self.control_socket, self.stdin_socket, self.hb_socket,
+            kernel.debug_shell_socket, getattr(kernel.debugpy_stream, "socket", None),
+        ):  # fmt: skip
+            if socket is not None and not socket.closed and (socket is not self.hb_socket or not _echoes()):
+                socket.close()
+        assert self.context is not None
+        self.context.term()
+
+
+def _echoes() -> bool:
+    import threading
+
+    return any(thread.name == "Heartbeat" for thread in threading.enumerate())

@@ -1,0 +1,75 @@
+"""A kernel that is built in one process and serves in a fork of it."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import ctypes
+import gc
+import importlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from typing import Any
+
+from . import identity as identities
+from .app import GatewayKernelApp
+from .checkpoint_settings import remember_start
+from .warmup import warm_up
+
+_PR_SET_THP_DISABLE = 41
+_LAUNCHER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "launcher.py")
+
+
+def build(preloads: list[str]) -> GatewayKernelApp:
+    """See the launcher."""
+    ctypes.CDLL(None).prctl(_PR_SET_THP_DISABLE, 1, 0, 0, 0)  # or a page that is written to costs 2 MB
+    started_with = dict(os.environ)
+    nowhere = tempfile.mkdtemp(prefix="session-gateway-")
+    os.environ.update(HOME=nowhere, IPYTHONDIR=nowhere)
+    try:
+        for name in preloads:
+            with contextlib.suppress(Exception):
+                importlib.import_module(name)
+        app = GatewayKernelApp.instance()
+        app.build([])
+        app.init_extensions()
+        app.init_code()
+        for name in _LATER:
+            with contextlib.suppress(ImportError):
+                importlib.import_module(name)
+        warm_up(app)
+    finally:
+        shutil.rmtree(nowhere, ignore_errors=True)
+    app.started_with = started_with
+    gc.collect()
+    gc.disable()
+    gc.freeze()
+    return app
+
+
+_LATER = ("pexpect", "IPython.utils._process_posix", "getpass")
+
+
+def serve(app: GatewayKernelApp, identity: dict[str, Any]) -> None:
+    """See the launcher."""
+    connection, path = identity["connection"], identity["connection_file"]
+    with contextlib.suppress(FileExistsError):
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(fd, "w") as file:
+            json.dump(connection, file)
+    if identities.why_not_forked(identity, app.started_with) is not None:
+        identities.start_anew(identity, _LAUNCHER)
+    identities.take_on(app, identity, _LAUNCHER)
+    app.connection_file = path
+    app.load_connection_info(connection)
+    asyncio.set_event_loop(asyncio.new_event_loop())
+    app.connect()
+    atexit.register(app.close)
+    remember_start(app.shell)
+    gc.enable()
+    sys.stdout.flush()
+    app.start()
