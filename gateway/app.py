@@ -44,7 +44,7 @@ from gateway.stores.base import Store
 from gateway.stores.sqlite import SqliteStore
 from kernels.engine import Engine
 from kernels.engines.local import LocalEngine
-from kernels.errors import StartFailed
+from kernels.errors import StartFailed, WallsMissing
 
 log = logging.getLogger(__name__)
 
@@ -147,6 +147,19 @@ def make_store(settings: Settings) -> Store:
     raise CannotStart("--store: it must start with sqlite:///, mongodb:// or mongodb+srv://")  # it may hold a password
 
 
+def make_engine(settings: Settings) -> LocalEngine:
+    return LocalEngine(
+        settings.data_dir,
+        settings.blobs,
+        journal_bytes=settings.journal_limit_bytes,
+        fork_server=settings.fork_server,
+        pool_size=settings.pool_size,
+        preloads=tuple(settings.preloads),
+        isolation=settings.walls_wanted,
+        readable=settings.readable,
+    )
+
+
 @asynccontextmanager
 async def _opened(store: Store, settings: Settings) -> AsyncIterator[None]:
     """The store, opened until the block is left. Raises `CannotStart`, in which no password is told."""
@@ -169,6 +182,8 @@ async def _ready(engine: LocalEngine) -> AsyncIterator[None]:
             await stack.enter_async_context(engine.opened())
         except StartFailed as error:
             raise CannotStart(f"--data-dir: {error.sentence}") from None
+        except WallsMissing as error:
+            raise CannotStart(f"--isolation strict: {error} Or choose --isolation best-effort.") from None
         except OSError as error:
             raise CannotStart(f"--data-dir: {error.filename} can't be used: {error.strerror}") from None
         yield
@@ -206,7 +221,7 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
             settings = settings.model_copy(update={"gateway_id": gateway_id})
         sockets = _bind(settings)
         store, metrics = make_store(settings), Metrics()
-        engine = LocalEngine(settings.data_dir, settings.blobs, journal_bytes=settings.journal_limit_bytes)
+        engine = make_engine(settings)
         context = zmq.asyncio.Context()
         context.set(zmq.MAX_SOCKETS, _MOST_SOCKETS)
         try:

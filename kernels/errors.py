@@ -76,6 +76,15 @@ class BadArchive(WorkspaceError):
     """Not an archive that can be unpacked here."""
 
 
+class WallsMissing(KernelsError):
+    """This host can't give walls that were insisted on: (wall, reason, remedy) for each."""
+
+    def __init__(self, missing: list[tuple[str, str, str]]) -> None:
+        told = [f"{wall} ({reason}). {remedy}".strip() for wall, reason, remedy in missing]
+        super().__init__("This host can't give all walls: " + " ".join(told))
+        self.missing = missing
+
+
 class SnapshotError(KernelsError):
     """A snapshot that can't be made, read or brought back; nothing was changed."""
 

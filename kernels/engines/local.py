@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -26,6 +26,7 @@ from jupyter_client.provisioning.local_provisioner import LocalProvisioner as Ju
 from kernels import processes
 from kernels.blobs import ObjectBlobs
 from kernels.engine import Exit, Kept, Kernelspec, Launch, Limits, SetupStep, Skipped, Snapshots
+from kernels.engines.confinement import Confinement, Isolation
 from kernels.engines.forks import Forks
 from kernels.engines.keepers import KEEPER_ENDED, Keepers, KeptProcess
 from kernels.engines.overlay import Interpreter, Overlay, copy_environment, copy_folder, probe
@@ -77,6 +78,8 @@ class LocalEngine:
         fork_server: bool = True,
         pool_size: int = 2,
         preloads: tuple[str, ...] = (),
+        isolation: Isolation = "best-effort",
+        readable: Iterable[Path] = (),
     ) -> None:
         """Python kernels are forked where that is possible, and `pool_size` of each environment kept ready.
 
@@ -88,6 +91,7 @@ class LocalEngine:
         self._folders = Folders(data_dir)
         self._keepers = Keepers(self._folders, keeper_version or version())
         self._journal_bytes = journal_bytes
+        self._confinement = Confinement(isolation, readable)
         self._forks = Forks(pool_size, preloads) if fork_server else None
         self._specs: dict[str, Kernelspec] = {}
         self._interpreters: dict[str, Interpreter] = {}
@@ -102,8 +106,12 @@ class LocalEngine:
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[None]:
-        """Everything that the engine needs while it is used; ends every kernel that is ours when left."""
+        """Everything that the engine needs while it is used; ends every kernel that is ours when left.
+
+        Raises `WallsMissing`, `StartFailed`.
+        """
         self._places.mkdir(parents=True, exist_ok=True, mode=0o700)
+        await self._confinement.look(self._places)
         self._folders.make()
         async with self._keepers.opened():
             await self._keepers.starter()
@@ -137,6 +145,7 @@ class LocalEngine:
             "journal_bytes": self._journal_bytes,
             "about": {"place": launch.place, "spec": asdict(launch.spec), "limits": asdict(launch.limits)},
             "fork": await self._fork(launch),
+            "confine": await self._confined(launch),
         }
         keeper = await self._keepers.starter()
         starting = keeper.start(launch.kernel_id, launch.spec.name, order)
@@ -166,6 +175,23 @@ class LocalEngine:
                 "site_packages": str(overlay.site_packages(interpreter)),
             }
         }
+
+    async def _confined(self, launch: Launch) -> dict[str, Any]:
+        """The walls of a kernel, as its keeper needs them."""
+        place = self._place(launch.place)
+        folders = [place / name for name in ("workspace", "home", "overlay")]
+        trees = {str(path): "rw" for path in (*folders, self._exchanges.at(launch.place, "out")) if path.exists()}
+        trees[str(self._exchanges.at(launch.place, "in"))] = "ro"
+        confined = self._confinement.of(launch, await self._read_to_run(launch.spec), trees)
+        return {"plan": confined.plan, "behind": confined.behind, "missing": confined.missing}
+
+    async def _read_to_run(self, spec: Kernelspec) -> list[Path]:
+        """Interpreters and programs, whose folders a kernel must be able to read."""
+        if spec.language == "python":
+            interpreter = await self._interpreter(spec)
+            return [Path(shutil.which(spec.argv[0]) or sys.executable), Path(interpreter.executable)]
+        program = shutil.which(spec.argv[0]) if spec.argv else None
+        return [Path(program)] if program is not None else []
 
     async def prepare(self, spec: Kernelspec, preloads: tuple[str, ...] = ()) -> None:
         if self._forks is not None and self._forks.can(spec, {}):
@@ -274,6 +300,9 @@ class LocalEngine:
             overlay = Overlay(place / "overlay")
             await asyncio.to_thread(overlay.prepare, interpreter)
             env.update(overlay.env())
+        self._exchanges.make(launch.place)
+        if self._confinement.confines:
+            env["TMPDIR"] = "/tmp"  # noqa: S108 - its own
         env.update(launch.spec.env)
         env.update(launch.env)
         env[MARK] = launch.kernel_id

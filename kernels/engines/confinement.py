@@ -1,0 +1,90 @@
+"""What a kernel of this machine is confined to: its plan of walls, what it has behind them, and what is missing.
+
+Which walls the host can give is found once, by trying.
+"""
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from kernels import sandbox
+from kernels.engine import Kernelspec, Launch
+from kernels.errors import WallsMissing
+from kernels.sandbox import HostWalls
+
+Isolation = Literal["strict", "best-effort", "none"]
+
+REQUIRED = (*sandbox.NAMESPACES, "capabilities", "no-new-privileges", "seccomp", "limits")
+"""What `strict` insists on. The others depend on how the host is run, and are told."""
+
+_TURNED_OFF = "isolation is off"
+_TMP_BYTES = 1 << 30
+_OPEN_FILES = 4096
+_HOSTNAME = "session"
+
+
+@dataclass(frozen=True, slots=True)
+class Confined:
+    """As the keeper needs it: `plan` of `inside.walls`, folders and limits behind it; `missing` walls and why."""
+
+    plan: dict[str, Any] = field(default_factory=dict)
+    trees: dict[str, str] = field(default_factory=dict)
+    limits: dict[str, Any] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def behind(self) -> dict[str, Any]:
+        return {"trees": self.trees, "hostname": _HOSTNAME, "limits": self.limits}
+
+
+class Confinement:
+    """Of all kernels of one engine. `readable` are further folders that sessions may read."""
+
+    def __init__(self, isolation: Isolation, readable: Iterable[Path] = ()) -> None:
+        self._isolation = isolation
+        self._readable = tuple(readable)
+        self.host = HostWalls((), range(0), None)
+
+    async def look(self, folder: Path) -> None:
+        """Find out what this host can give, sessions' files being below `folder`. Raises `WallsMissing`."""
+        if self._isolation == "none":
+            return
+        self.host = await asyncio.to_thread(sandbox.host_walls, folder)
+        lacking = [wall for wall in self.host.missing if wall.name in REQUIRED]
+        if lacking and self._isolation == "strict":
+            raise WallsMissing([(wall.name, wall.reason, wall.remedy) for wall in lacking])
+
+    @property
+    def confines(self) -> bool:
+        """Whether a kernel sees folders of its own alone."""
+        return self.host.stands("user") and self.host.stands("mount")
+
+    def of(self, launch: Launch, interpreters: Iterable[Path], trees: dict[str, str]) -> Confined:
+        """The walls of one kernel, with what it reads to run, and `trees` ("rw", "ro") of its own."""
+        limits: dict[str, Any] = {"open_files": _OPEN_FILES}
+        if self._isolation == "none":
+            return Confined(limits=limits, missing=dict.fromkeys((*sandbox.NAMESPACES, *sandbox.FURTHER), _TURNED_OFF))
+        plan = self.plan(launch.spec, launch.network, interpreters)
+        if self.host.own_uids and self.host.cgroups is None:
+            limits["processes"] = launch.limits.pids
+        missing = {wall.name: wall.reason for wall in self.host.missing}
+        if launch.network == "host":
+            missing["network"] = "the session has the network of this host"
+        else:
+            missing.pop("abstract-sockets", None)
+        return Confined(plan, trees if self.confines else {}, limits, missing)
+
+    def plan(self, spec: Kernelspec, network: Literal["none", "host"], interpreters: Iterable[Path]) -> dict[str, Any]:
+        """The same for all kernels of a kind; who starts one gives it one of its `uids` (first, count) as `uid`."""
+        uids = self.host.uids
+        plan = sandbox.plan(
+            self.host, network=network, read_only=self._read(spec, interpreters), tmp_bytes=_TMP_BYTES, uid=None
+        )
+        return plan | {"uids": [uids[0], len(uids)]} if plan and self.host.own_uids else plan
+
+    def _read(self, spec: Kernelspec, interpreters: Iterable[Path]) -> list[Path]:
+        paths = [sandbox.INSIDE, *self._readable]
+        paths += [path for python in interpreters for path in sandbox.interpreter_paths(python)]
+        return [*paths, *([Path(spec.resource_dir)] if spec.resource_dir else [])]
