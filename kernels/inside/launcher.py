@@ -263,6 +263,7 @@ class GatewayKernel(IPythonKernel):
         self.control_handlers["session_gateway_request"] = self.session_gateway_request
         self.between_cells = _inside("between_cells").BetweenCells()
         self._checkpoints: Any = None
+        self._last = {"last_run": "", "last_setting": ""}  # ids of requests that may have changed variables, and ended
         self._answering: set[asyncio.Task[None]] = set()
         _keep_threads_with_their_cell(self.shell)
 
@@ -288,6 +289,7 @@ class GatewayKernel(IPythonKernel):
         try:
             await super().execute_request(stream, ident, parent)
         finally:
+            self._last["last_run"] = parent["header"]["msg_id"]
             for name, value in before.items():
                 if value is None:
                     os.environ.pop(name, None)
@@ -336,7 +338,7 @@ class GatewayKernel(IPythonKernel):
             self._answering.add(answering)
             answering.add_done_callback(self._answering.discard)
         else:
-            await self._answer(stream, ident, parent, self._look(action, **content))
+            await self._answer(stream, ident, parent, self._look(parent["header"]["msg_id"], action, **content))
 
     async def _answer(self, stream: Any, ident: Any, parent: dict[str, Any], answer: Awaitable[dict[str, Any]]) -> None:
         try:
@@ -349,12 +351,14 @@ class GatewayKernel(IPythonKernel):
     async def _keep(self, action: str, **arguments: Any) -> dict[str, Any]:
         if self._checkpoints is None:
             requests = _inside("checkpoint_requests")
-            self._checkpoints = requests.CheckpointRequests(self.shell, self.between_cells, _say_nothing_more)
+            self._checkpoints = requests.CheckpointRequests(
+                self.shell, self.between_cells, _say_nothing_more, self._last.copy
+            )
         operations = {"checkpoint": self._checkpoints.save, "restore": self._checkpoints.restore}
         answer: dict[str, Any] = await operations[action](**arguments)
         return answer
 
-    async def _look(self, action: str, **arguments: Any) -> dict[str, Any]:
+    async def _look(self, request_id: str, action: str, **arguments: Any) -> dict[str, Any]:
         """What is asked of the user's variables; answered by the thread of the control channel."""
         shell: Any = self.shell
         names, variables = _inside("namespace"), shell.user_ns
@@ -364,6 +368,8 @@ class GatewayKernel(IPythonKernel):
             return {"variables": found, "count": len(found), "total_count": names.count_variables(variables, hidden)}
         operations = {"get": names.get_variable, "set": names.set_variable, "delete": names.delete_variable}
         answer: dict[str, Any] = operations[action](variables, **arguments)
+        if action != "get":
+            self._last["last_setting"] = answer["change_id"] = request_id
         return answer
 
 
