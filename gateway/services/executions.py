@@ -424,7 +424,7 @@ class ExecutionService:
         return kernel.execute(
             run.id, run.record.code, on_event=run.on_event, on_input=run.on_input,
             output_limit_bytes=settings.output_limit_bytes, store_history=run.store_history,
-            env=run.env, grace_s=settings.interrupt_grace_s,
+            env=run.env, stdin=run.stdin, grace_s=settings.interrupt_grace_s,
         )  # fmt: skip
 
     def _verdict(self, run: Run, reply: dict[str, Any]) -> tuple[Status, RunError | None, bool]:

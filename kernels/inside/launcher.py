@@ -5,7 +5,8 @@ by its path, as a package of a private name, and only when it is asked for: user
 
 What it adds: output is sent in pieces and cut at the run's limit where it is made, so that nobody has to
 hold a gigabyte; stdout and stderr keep their order; a run may bring environment variables; the control channel
-answers questions about variables while a cell runs, and has them saved and brought back between cells.
+answers questions about variables while a cell runs, and has them saved and brought back between cells; a run may
+bring what its `input()` reads, and who takes a run over is told what it asks.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import termios
 import threading
 import time
 import types
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -264,6 +265,8 @@ class GatewayKernel(IPythonKernel):
         self.between_cells = _inside("between_cells").BetweenCells()
         self._checkpoints: Any = None
         self._last = {"last_run": "", "last_setting": ""}  # ids of requests that may have changed variables, and ended
+        self._question: dict[str, Any] = {}  # that a cell waits to be answered
+        self._stdin_of, self._stdin = "", deque[str]()  # the run that brought lines for its `input()`, what is left
         self._answering: set[asyncio.Task[None]] = set()
         _keep_threads_with_their_cell(self.shell)
 
@@ -283,6 +286,8 @@ class GatewayKernel(IPythonKernel):
         wishes = parent.get("metadata", {}).get("session_gateway", {})
         if "output_limit" in wishes:
             budgets.open(parent["header"]["msg_id"], wishes["output_limit"])
+        if "stdin" in wishes:
+            self._stdin_of, self._stdin = parent["header"]["msg_id"], deque(wishes["stdin"])
         env = wishes.get("env", {})
         before = {name: os.environ.get(name) for name in env}
         os.environ.update(env)
@@ -325,10 +330,21 @@ class GatewayKernel(IPythonKernel):
         return finished
 
     def _input_request(self, prompt: str, ident: Any, parent: Any, password: bool = False) -> str:
+        run_id = parent.get("header", {}).get("msg_id", "")
         try:
+            if run_id == self._stdin_of:  # the run brought it along
+                return self._next_line()
+            self._question = {"run_id": run_id, "prompt": str(prompt), "password": bool(password)}
             return super()._input_request(prompt, ident, parent, password)
         except EOFError:
             raise EOFError("input() found nothing more to read: the run's `stdin` is used up") from None
+        finally:
+            self._question = {}
+
+    def _next_line(self) -> str:
+        if not self._stdin:
+            raise EOFError
+        return self._stdin.popleft()
 
     async def session_gateway_request(self, stream: Any, ident: Any, parent: dict[str, Any]) -> None:
         content = dict(parent["content"])
@@ -362,6 +378,8 @@ class GatewayKernel(IPythonKernel):
         """What is asked of the user's variables; answered by the thread of the control channel."""
         shell: Any = self.shell
         names, variables = _inside("namespace"), shell.user_ns
+        if action == "question":
+            return {"question": self._question}
         if action == "list":
             hidden = set(shell.user_ns_hidden)
             found = names.list_variables(variables, hidden, **arguments)
