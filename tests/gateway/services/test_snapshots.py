@@ -337,45 +337,6 @@ async def test_another_kernel_keeps_its_files_and_says_that_variables_are_not(ap
     assert seen["stdout"] == "here\n[]\n"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("killed", ["gateway", "kernel", "both"])
-@pytest.mark.parametrize("delay_s", [0.0, 0.02, 0.1, 0.3])
-async def test_whatever_is_cut_off_has_happened_or_not(killed: str, delay_s: float, tmp_path: Path) -> None:
-    """Killed at some moment of each action: the session is as it was, or as it should be after it."""
-    code = "import os; x, open('f').read()[:3], os.path.exists('g')"
-    one, two = "('one', 'one', False)", "('two', 'two', True)"
-    async with gateway_process(tmp_path / "data") as gateway, Api(gateway.url) as api:
-        for action in ("snapshots", "duplicate", "hibernate", "wake", "restore"):
-            path = f"/api/sessions/{action}"
-            await api.run(action, "x = 'one'; open('f', 'w').write('one' * 1000)")
-            first = await api.post(f"{path}/snapshots", {}, 201)
-            await api.run(action, "x = 'two'; open('f', 'w').write('two'); open('g', 'w').write('g')")
-            await api.post(f"{path}/hibernate")
-            if action != "wake":
-                await api.post(f"{path}/wake")
-            body = {"duplicate": {"new_id": "copy"}, "restore": {"snapshot_id": first["id"]}}.get(action, {})
-
-            acting = asyncio.ensure_future(api.http.post(f"{path}/{action}", json=body))
-            await asyncio.sleep(delay_s)
-            if killed != "kernel":
-                await gateway.kill()
-            if killed != "gateway":
-                for kernel in kernels_of(tmp_path / "data"):
-                    kernel.kill()
-            await asyncio.gather(acting, return_exceptions=True)
-            if killed != "kernel":
-                await gateway.start()
-
-            seen = await result_of(api, action, code)
-            assert seen == two or (action == "restore" and seen == one), action
-            if (await api.http.get("/api/sessions/copy")).is_success:
-                assert await result_of(api, "copy", code) == two
-            assert not list((tmp_path / "data" / "unborn").glob("*"))
-            for snapshot in (await api.get(f"{path}/snapshots"))["snapshots"]:
-                archive = await api.http.get(f"{path}/snapshots/{snapshot['id']}/archive")
-                assert archive.is_success, archive.text
-
-
 async def test_after_a_reboot_sessions_come_back_from_what_was_saved(tmp_path: Path) -> None:
     async with gateway_process(tmp_path / "data") as gateway, Api(gateway.url) as api:
         await api.run("a", "x = 1")
@@ -656,15 +617,6 @@ def with_facts(tarball: bytes, changes: dict[str, Any]) -> bytes:
                 member.size = len(content_)
             tar.addfile(member, io.BytesIO(content_))
     return zstd.compress(packed.getvalue())
-
-
-async def result_of(api: Api, session_id: str, code: str) -> str | None:
-    """Of a run that may be the one that finds its kernel dead."""
-    found = await api.run(session_id, code)
-    if found["status"] == "died":
-        found = await api.run(session_id, code)
-    result: str | None = found["result"]
-    return result
 
 
 async def put_snapshot(api: Api, tarball: bytes, status: int) -> Any:
