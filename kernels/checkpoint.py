@@ -42,12 +42,17 @@ class Unsaved:
 class Checkpoint:
     """What was written. The session stood still for `pause_ms`; `method_reason` says why it was not a fork.
 
-    `packages` are those that were imported, with their versions.
+    `taken_at` is unix time. `last_run` and `last_setting` are the ids of the last cell, and of the last request that
+    set or deleted a variable, whose effect is in it; empty if there was none. `packages` are those that were imported,
+    with their versions.
     """
 
     method: Literal["fork", "in-process"]
     method_reason: str
     pause_ms: float
+    taken_at: float
+    last_run: str
+    last_setting: str
     variables: list[Variable]
     unsaved: list[Unsaved]
     warnings: list[str]
@@ -77,6 +82,9 @@ async def save(channels: Channels, folder: str, *, wait_s: float, timeout_s: flo
         method="fork" if _text(answer, "method") == "fork" else "in-process",
         method_reason=_text(answer, "method_reason"),
         pause_ms=_number(answer, "pause_ms"),
+        taken_at=_number({"taken_at": 0.0, **answer}, "taken_at"),  # an older kernel does not tell
+        last_run=_text({"last_run": "", **answer}, "last_run"),
+        last_setting=_text({"last_setting": "", **answer}, "last_setting"),
         variables=_listed(answer, "variables", _variable, warnings),
         unsaved=_listed(answer, "unsaved", _unsaved, warnings),
         warnings=_listed(answer, "warnings", _warning, warnings) + warnings,

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from typing import Any, Literal
 from uuid import uuid4
@@ -184,11 +184,12 @@ class Kernel:
         output_limit_bytes: int,
         store_history: bool = True,
         env: Mapping[str, str] | None = None,
+        stdin: Sequence[str] | None = None,
         grace_s: float = 3.0,
     ) -> AsyncIterator[Execution]:
         """Run a cell; its messages carry `run_id` as their parent's id. One at a time: the caller sees to it.
 
-        Raises `KernelGone`, `NotOffered`.
+        `stdin` are lines for its `input()`; a kernel that is not ours asks for them. Raises `KernelGone`, `NotOffered`.
         """
         if env:
             self.check_run_env()
@@ -203,10 +204,13 @@ class Kernel:
             "allow_stdin": True,
             "stop_on_error": False,
         }
-        metadata = {"session_gateway": {"output_limit": output_limit_bytes, "env": dict(env or {})}}
+        wishes: dict[str, Any] = {"output_limit": output_limit_bytes, "env": dict(env or {})}
+        if stdin is not None:
+            wishes["stdin"] = list(stdin)
         execution.request = await self.channels.send(
             "shell", "execute_request", content,
-            metadata=metadata, msg_id=run_id, on_iopub=execution.take, on_input=execution.ask_input, wants_idle=True,
+            metadata={"session_gateway": wishes}, msg_id=run_id,
+            on_iopub=execution.take, on_input=execution.ask_input, wants_idle=True,
         )  # fmt: skip
         async with self._under_way(execution, grace_s):
             yield execution
@@ -232,7 +236,19 @@ class Kernel:
         execution.request = self.channels.expect(run_id, execution.take, execution.ask_input)
         async with self._under_way(execution, grace_s):
             await self._catch_up(execution, journal)
+            await self._hear_question(execution)
             yield execution
+
+    async def _hear_question(self, execution: Resumed) -> None:
+        """What the cell asked of those who are gone; what it asks from now on comes here."""
+        if not self.is_ours or execution.ended:
+            return
+        asked = (await self.namespace("question")).get("question")
+        if not isinstance(asked, dict) or asked.get("run_id") != execution.request.msg_id:
+            return
+        if execution.input_request is None and not execution.ended:
+            wire = self.channels.wire
+            execution.ask_input(wire.read(wire.request("input_request", asked)[1]))
 
     async def _catch_up(self, execution: Resumed, journal: Entries) -> None:
         """Hear what was published before we came, from the journal, and no message twice.

@@ -8,7 +8,7 @@ from pydantic import AliasChoices, BaseModel, Field, StringConstraints, Validati
 
 from gateway.models.base import Answer, JsonMap, Request, Text, Utc
 from gateway.models.sessions import Env, KernelName, PositiveSeconds
-from gateway.models.snapshots import Unsaved, UnsavedVariable
+from gateway.models.unsaved import Unsaved, UnsavedVariable, Woken
 from gateway.states import State
 
 
@@ -117,6 +117,11 @@ class Execution(BaseModel):
     started_at: Utc | None = None
     finished_at: Utc | None = None
     duration_ms: float | None = None
+
+    def tell(self, woken: Woken | None) -> None:
+        """Be the run that tells how its kernel began."""
+        if woken is not None:
+            self.fresh_start, self.resumed, self.not_carried = woken.fresh_start, woken.resumed, woken.not_carried
 
 
 class ExecutionView(Answer):

@@ -18,6 +18,7 @@ from pydantic import (
 from gateway.errors import TooLarge
 from gateway.models.base import Answer, JsonMap, Request, Text, Utc
 from gateway.models.labels import LabelChanges, Labels
+from gateway.models.unsaved import Woken
 from gateway.states import State
 from kernels.engine import Walls
 
@@ -156,6 +157,8 @@ class Session(BaseModel):
 
     `saved_snapshot_id`: the snapshot whose variables the next kernel loads, of them only `state_only` if it is given.
     `files_from`: the snapshot whose files must be in the workspace before anything else: a restore is unfinished.
+    `changes` counts runs that began, and variables that were set from outside; `saved_changes` of them are saved.
+    `woken`: how the last kernel began, until a run has told it.
     """
 
     model_config = ConfigDict(extra="ignore")
@@ -200,7 +203,9 @@ class Session(BaseModel):
     state_only: list[str] | None = None
     files_from: str | None = None
     unloaded_snapshot_id: str | None = None  # it could not be brought back: it is kept
-    changed_at: Utc | None = None  # when a variable was last set from outside a run
+    changes: int = 0
+    saved_changes: int = 0
+    woken: Woken | None = None
     saved_at: Utc | None = None
     save_problem: str | None = None
     holder: str | None = None

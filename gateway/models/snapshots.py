@@ -1,71 +1,25 @@
-"""A snapshot: a session's files, and with them its variables, as of one moment.
+"""A snapshot: a session's files, and with them its variables, as of one moment."""
 
-Lists of what is not in it are bounded, so that every store can hold them; a last entry tells how many more there were.
-"""
+from typing import Annotated, Literal, Self
 
-from collections.abc import Callable
-from typing import Annotated, Literal, Self, TypeVar
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, StringConstraints
 
-from pydantic import (
-    AfterValidator,
-    AliasChoices,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    StringConstraints,
-)  # fmt: skip
-
-from gateway.models.base import Answer, JsonMap, Request, Text, Utc, told
+from gateway.models.base import Answer, JsonMap, Request, Text, Utc
 from gateway.models.labels import Labels
 from gateway.models.sessions import Name, PositiveSeconds, SessionId, SessionView
+from gateway.models.unsaved import ELLIPSIS, Unsaved, UnsavedVariable, bounded, cut
 
 SnapshotKind = Literal["manual", "autosave", "hibernate", "stop", "duplicate", "import"]
-
-MOST_NAMED = 1000
-_ELLIPSIS = "…"
-
-Entry = TypeVar("Entry", bound=BaseModel)
-
-
-def _told(most_characters: int) -> BeforeValidator:
-    """Names and reasons come from user code and file systems: lone surrogates are escaped, what is long is cut."""
-
-    return BeforeValidator(lambda text: told(text, most_characters) if isinstance(text, str) else text)
-
-
-def _bounded(more: Callable[[int], Entry]) -> AfterValidator:
-    def bounded(entries: list[Entry]) -> list[Entry]:
-        if len(entries) <= MOST_NAMED:
-            return entries
-        return [*entries[: MOST_NAMED - 1], more(len(entries) - MOST_NAMED + 1)]
-
-    return AfterValidator(bounded)
-
-
-class UnsavedVariable(BaseModel):
-    """A variable that could not be kept; with `part` it is there, and only something within it is not."""
-
-    name: Annotated[str, _told(200)]
-    type: Annotated[str, _told(200)]
-    reason: Annotated[str, _told(500)]
-    part: bool = False
 
 
 class SkippedFile(BaseModel):
     """A file that could not be kept: a socket, a device, one that was gone before it was read."""
 
-    path: Annotated[str, _told(1000)]
-    reason: Annotated[str, _told(200)]
+    path: Annotated[str, cut(1000)]
+    reason: Annotated[str, cut(200)]
 
 
-Unsaved = Annotated[
-    list[UnsavedVariable],
-    _bounded(lambda count: UnsavedVariable(name=_ELLIPSIS, type="", reason=f"and {count:,} more", part=False)),
-]
-Skipped = Annotated[
-    list[SkippedFile], _bounded(lambda count: SkippedFile(path=_ELLIPSIS, reason=f"and {count:,} more"))
-]
+Skipped = Annotated[list[SkippedFile], bounded(lambda count: SkippedFile(path=ELLIPSIS, reason=f"and {count:,} more"))]
 
 
 class CreateSnapshot(Request):
@@ -133,7 +87,7 @@ class Snapshot(BaseModel):
     id: str
     place: str
     session_id: str | None = None
-    name: Annotated[str, _told(256)] | None = None
+    name: Annotated[str, cut(256)] | None = None
     kind: SnapshotKind
     created_at: Utc
     created_by: str = "local"
@@ -145,7 +99,7 @@ class Snapshot(BaseModel):
     skipped: Skipped = []
     has_files: bool = True
     has_state: bool = False
-    state_note: Annotated[str, _told(1000)] | None = None
+    state_note: Annotated[str, cut(1000)] | None = None
     parent_snapshot_id: str | None = None
     digest: str
 
@@ -158,8 +112,8 @@ class Snapshot(BaseModel):
 class KeptVariable(BaseModel):
     """A variable that is in a snapshot; `size` in bytes, of its own part."""
 
-    name: Annotated[str, _told(200)]
-    type: Annotated[str, _told(200)]
+    name: Annotated[str, cut(200)]
+    type: Annotated[str, cut(200)]
     size: int = 0
 
 
@@ -168,13 +122,13 @@ class SnapshotFacts(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    name: Annotated[str, _told(256)] | None = None
-    python: Annotated[str, _told(100)] | None = None
-    packages: dict[str, Annotated[str, _told(100)]] = {}
+    name: Annotated[str, cut(256)] | None = None
+    python: Annotated[str, cut(100)] | None = None
+    packages: dict[str, Annotated[str, cut(100)]] = {}
     variables: list[KeptVariable] = []
     unsaved: Unsaved = []
-    state_note: Annotated[str, _told(1000)] | None = None
-    parent_snapshot_id: Annotated[str, _told(200)] | None = None
+    state_note: Annotated[str, cut(1000)] | None = None
+    parent_snapshot_id: Annotated[str, cut(200)] | None = None
 
 
 class DuplicateView(SessionView):
@@ -185,7 +139,7 @@ class DuplicateView(SessionView):
     """
 
     method: Literal["fork", "snapshot"]
-    method_reason: Annotated[str, _told(1000)] | None
+    method_reason: Annotated[str, cut(1000)] | None
     not_carried: Unsaved
 
 

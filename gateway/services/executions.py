@@ -287,9 +287,12 @@ class ExecutionService:
         if kernel is None:
             return self._finish(live, run, Status.INTERRUPTED, _cancelled())
         if live.session.state is State.READY:
-            live.move(State.BUSY)
+            live.begin_run(run, {})
+        else:
+            live.tell_by(run.record)
         record = run.record
         record.status = Status.RUNNING
+        live.outbox.execution(record.model_copy())
         run.journal.add("start", {"execution_id": run.id, "session_id": record.session_id, "code": record.code})
         try:
             status, error_, kept = await self._run_cell(kernel, run)
@@ -356,17 +359,12 @@ class ExecutionService:
             return self._refuse(live, run, error)
         if kernel is None or run.stopped_as is not None:
             return self._finish(live, run, Status.INTERRUPTED, _cancelled())
-        data = {"data": run.update_data} if run.update_data else {}
         try:
-            live.move(State.BUSY, changes=SessionChanges(merge=data))
+            live.begin_run(run, run.update_data or {})
         except TooLarge as error:
             return self._refuse(live, run, error)
         record = run.record
         record.status, record.started_at = Status.RUNNING, now()
-        record.fresh_start, live.fresh = live.fresh, False
-        if live.woken is not None:
-            record.resumed, record.not_carried = live.woken.resumed, live.woken.not_carried
-            live.woken = None
         live.outbox.execution(record.model_copy())
         run.journal.add("start", {"execution_id": run.id, "session_id": record.session_id, "code": record.code})
         began = time.perf_counter()
@@ -426,7 +424,7 @@ class ExecutionService:
         return kernel.execute(
             run.id, run.record.code, on_event=run.on_event, on_input=run.on_input,
             output_limit_bytes=settings.output_limit_bytes, store_history=run.store_history,
-            env=run.env, grace_s=settings.interrupt_grace_s,
+            env=run.env, stdin=run.stdin, grace_s=settings.interrupt_grace_s,
         )  # fmt: skip
 
     def _verdict(self, run: Run, reply: dict[str, Any]) -> tuple[Status, RunError | None, bool]:

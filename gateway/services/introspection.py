@@ -75,7 +75,7 @@ class IntrospectionService:
         async with self._kernel(session_id) as kernel:
             reply = await kernel.namespace(action, **arguments)
         if action in _CHANGING:
-            await self._sessions.variables_changed(session_id)
+            await self._sessions.variables_changed(session_id, str(reply.pop("change_id", "")))
         if reply.pop("status", "ok") != "ok":
             raise GatewayError("The kernel could not tell.")
         match reply.get("error"):

@@ -12,17 +12,21 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
 import zmq.asyncio
 
 from gateway.config import Settings
-from gateway.errors import Conflict, GatewayError, SessionNotFound
+from gateway.errors import Conflict, GatewayError, SessionNotFound, StoreAway
 from gateway.metrics import Metrics
 from gateway.models.base import iso, now, told
+from gateway.models.executions import Execution
 from gateway.models.sessions import Move, Session, check_size, size_bytes
-from gateway.models.snapshots import Snapshot, SnapshotKind, UnsavedVariable
+from gateway.models.snapshots import Snapshot, SnapshotKind
+from gateway.models.unsaved import UnsavedVariable, Woken
+from gateway.services.changes import Counted
 from gateway.services.journal import Journal
 from gateway.services.recorder import Recorder, Spawn
 from gateway.services.runs import Run
@@ -50,6 +54,8 @@ log = logging.getLogger(__name__)
 
 _EVENTS_BYTES = 4 * 2**20
 _LEASE_LOOK_S = 0.05
+_STORE_PATIENCE_S = 1.0
+_SAVED = ("saved_snapshot_id", "saved_at", "state_only", "saved_changes", "woken")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +72,6 @@ class Tools:
     starting: asyncio.Semaphore
     base_url: Callable[[], str]
     vault: Vault
-
-
-@dataclass(frozen=True, slots=True)
-class Woken:
-    """How saved variables came back, for the first run to tell."""
-
-    resumed: bool
-    not_carried: list[UnsavedVariable]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +92,6 @@ class LiveSession:
         self.queue: deque[Run] = deque()
         self.current: Run | None = None
         self.closing: str | None = None
-        self.fresh = False  # no run yet on this kernel, which has no variables though there were runs before
-        self.woken: Woken | None = None  # no run yet on this kernel, for which saved variables were to be brought back
         self.active_at = time.monotonic()
         self.outbox = tools.recorder.outbox(session.uid, tools.settings.gateway_id, self._lost)
         self._tools = tools
@@ -107,9 +103,9 @@ class LiveSession:
         self._owned.set()
         self._closed: asyncio.Future[None] | None = None
         self._trouble: str | None = None  # what went wrong at the start, though the kernel runs
-        self._changes = 0  # how often the variables may have changed
-        self._saved_changes = 0
         self._saving = asyncio.Lock()
+        self._counted: Counted | None = None  # while it is being saved
+        self._unsure = False  # what was set last by an earlier gateway may not have been counted
         self._settling = asyncio.Lock()
         self._barred: asyncio.Event | None = None
         self._stops = 0  # how often it was made to begin from another state
@@ -127,7 +123,7 @@ class LiveSession:
     @property
     def has_unsaved_work(self) -> bool:
         """Whether the kernel's variables may differ from those that are saved."""
-        return self.kernel is not None and self._changes != self._saved_changes
+        return self.kernel is not None and (self._unsure or self.session.changes != self.session.saved_changes)
 
     @property
     def is_being_changed(self) -> bool:
@@ -137,8 +133,11 @@ class LiveSession:
     def touch(self) -> None:
         self.active_at = time.monotonic()
 
-    def variables_changed(self) -> None:
-        self._changes += 1
+    def variables_changed(self, change_id: str) -> None:
+        """Somebody has set a variable from outside a run."""
+        if self._counted is not None:
+            self._counted.setting(change_id)
+        self.change(SessionChanges(add={"changes": 1}))
 
     def worker_wanted(self) -> bool:
         """Whether nobody works on the queue yet; who gets True must do it."""
@@ -155,13 +154,25 @@ class LiveSession:
         """Move the document, tell who listens, and have the store follow. Raises `IllegalMove`, `TooLarge`."""
         move = Move(before=self.session.state, after=after, reason=reason, at=now())
         check_move(self.session.state, after)
-        if State.BUSY in (self.session.state, after):
-            self.variables_changed()
         self.session = self._changed(changes).model_copy(
             update={"state": after, "state_reason": reason, "updated_at": move.at}
         )
         self.events.add("state", move)
         self.outbox.move(move, changes)
+
+    def begin_run(self, run: Run, data: dict[str, Any]) -> None:
+        """Move to BUSY for a run, which tells how its kernel began if none has yet. Raises `TooLarge`."""
+        self.move(State.BUSY, changes=SessionChanges(merge={"data": data} if data else {}, add={"changes": 1}))
+        if self._counted is not None:
+            self._counted.run(run.id)
+        self.tell_by(run.record)
+
+    def tell_by(self, record: Execution | None) -> None:
+        """How the kernel began, unless that was told: by this run, or by one that is on record."""
+        if self.session.woken is not None:
+            if record is not None:
+                record.tell(self.session.woken)
+            self.change(SessionChanges(replace={"woken": None}))
 
     def change(self, changes: SessionChanges) -> None:
         """Change the document here now, and in the store behind. Raises `TooLarge`."""
@@ -301,14 +312,13 @@ class LiveSession:
             ):
                 return False
             with tools.metrics.kernels.track_inprogress():
-                self.variables_changed()  # nobody knows what ran since they were saved
+                self._unsure = True
                 await self._serve(kernel, started, stop)
         return True
 
     async def _keep_copy(self, copy: Copy, started: asyncio.Future[Kernel], stop: asyncio.Future[str]) -> None:
         async with copy.ending:
             with self._tools.metrics.kernels.track_inprogress():
-                self.variables_changed()  # nothing of it was ever saved
                 await self._serve(copy.kernel, started, stop)
 
     async def _keep(self, launch: Launch, started: asyncio.Future[Kernel], stop: asyncio.Future[str]) -> None:
@@ -328,21 +338,33 @@ class LiveSession:
         """The saved variables, into the new kernel.
 
         What may be better the next time has it not start: raises `StartFailed`. What will not be leaves it without
-        variables; the first run tells so, and the snapshot stays.
+        variables; the first run tells so, and the snapshot stays. How it went is stored before a run may begin.
         """
-        self.woken, self.fresh = None, self.session.run_count > 0 or self.session.changed_at is not None
+        changed: dict[str, Any] = {"saved_changes": self.session.changes}
+        woken = Woken(fresh_start=True) if self.session.changes > 0 else None
         try:
             not_carried = await self._tools.vault.load(self.session, kernel)
             if not_carried is not None:
-                self.woken, self.fresh = Woken(resumed=True, not_carried=not_carried), False
+                woken = Woken(resumed=True, not_carried=[*self._untold(not_carried), *not_carried])
         except (KernelGone, KernelBusy, NoSpace, BlobsAway) as error:
             raise StartFailed(f"Its variables could not be brought back: {error}") from None
         except (SnapshotError, CheckpointFailed) as error:
             log.warning("The variables of session %r can't be brought back (%s)", self.session.id, type(error).__name__)
             self._trouble = f"Its variables could not be brought back: {error}"
-            self.woken, self.fresh = Woken(resumed=False, not_carried=[remark(self._trouble)]), True
-            self.change(SessionChanges(replace={"unloaded_snapshot_id": self.session.saved_snapshot_id}))
-        self._saved_changes = self._changes
+            woken = Woken(fresh_start=True, not_carried=[remark(self._trouble)])
+            changed["unloaded_snapshot_id"] = self.session.saved_snapshot_id
+        self._unsure = False
+        self.change(SessionChanges(replace={**changed, "woken": woken}))
+        if woken is not None:
+            with contextlib.suppress(StoreAway):
+                await self.outbox.flushed(_STORE_PATIENCE_S)
+
+    def _untold(self, not_carried: list[UnsavedVariable]) -> list[UnsavedVariable]:
+        """What was not carried over the last time either, which no run has told since."""
+        before = self.session.woken
+        if before is None or not before.resumed:
+            return []
+        return [one for one in before.not_carried if one not in not_carried]
 
     def _failed(self, why: str) -> None:
         if self.session.state is not State.ERROR and self.closing is None:
@@ -400,12 +422,15 @@ class LiveSession:
         self, kind: SnapshotKind, *, files: bool = False, wait_s: float = 0.0,
         name: str | None = None, caller: str = "local",
     ) -> Snapshot:  # fmt: skip
-        vault, at, changes, stops = self._tools.vault, now(), self._changes, self._stops
+        vault, asked_at, stops = self._tools.vault, now(), self._stops
+        under_way = self.current.id if self.current is not None and self.session.state is State.BUSY else None
+        self._counted = counted = Counted(under_way)
+        changes = self.session.changes - len(counted)  # those that are in it whenever it is taken
         kernel = None if self.kernel is None or self.kernel.ended.done() else self.kernel
         try:
             if files:
                 await self.settle_files()
-            snapshot = await vault.save(
+            snapshot, taken = await vault.save(
                 self.session, kernel, kind=kind, files=files, wait_s=wait_s, name=name, caller=caller
             )
         except KernelBusy:
@@ -413,11 +438,16 @@ class LiveSession:
         except (GatewayError, KernelsError) as error:
             self.change(SessionChanges(replace={"save_problem": told(str(error))}))
             raise
+        finally:
+            self._counted = None
         with vault.using(snapshot.id):
             changed: dict[str, Any] = {"save_problem": None}
             if kernel is not None and stops == self._stops:  # it is the newest that there is of its variables
-                self._saved_changes = changes
-                if snapshot.has_state:
+                self._unsure = False
+                changed["saved_changes"] = self.session.changes
+                if taken is not None:
+                    changed["saved_changes"] = changes + counted.held(taken)
+                    at = min(max(asked_at, datetime.fromtimestamp(taken.taken_at, UTC)), now())
                     changed |= {"saved_snapshot_id": snapshot.id, "saved_at": at, "state_only": None}
             self.change(SessionChanges(replace=changed))
             await self.outbox.flushed()
@@ -492,7 +522,7 @@ class LiveSession:
                     if not state:
                         raise
             self._check_quiet()
-            before = self.session.model_dump(include={"saved_snapshot_id", "saved_at", "state_only"})
+            before = {name: getattr(self.session, name) for name in _SAVED}
             async with contextlib.AsyncExitStack() as stack:
                 if before["saved_snapshot_id"] is not None:  # it may be needed once more
                     stack.enter_context(self._tools.vault.using(before["saved_snapshot_id"]))
@@ -501,6 +531,7 @@ class LiveSession:
                 if state:
                     saved = (snapshot.id, now()) if snapshot.has_state else (None, None)
                     changes |= {"saved_snapshot_id": saved[0], "saved_at": saved[1], "state_only": None}
+                    changes |= {"saved_changes": self.session.changes, "woken": None}
                 self.change(SessionChanges(replace=changes))
                 try:
                     await self.outbox.flushed()

@@ -31,6 +31,7 @@ class PastRuns:
         for past in reversed(begun):
             record = open_.pop(past.run_id, None) or await self._without_record(live, past)
             if record is None:
+                live.tell_by(None)
                 break  # it is on record, and so is all before it
             record.started_at = record.started_at or _moment(past.started_at)
             runs.append((record, past))

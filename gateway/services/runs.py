@@ -37,9 +37,8 @@ class Run:
         self.waits_for_input = False
         self.answer: Any = None
         self.keep_on = False  # nobody need follow it
-        self._stdin = None if stdin is None else stdin.splitlines()
+        self.stdin = None if interactive and stdin is None else (stdin or "").splitlines()  # None: who follows is asked
         self.followable = interactive
-        self._interactive = interactive and stdin is None
         self._kernel: Kernel | None = None
         self._cell: Cell | None = None
         self._inputs = asyncio.Queue[tuple[str, bool]]()
@@ -69,11 +68,11 @@ class Run:
         """Answer each `input()` from the run's stdin, or tell who follows that the cell waits. Until cancelled."""
         while True:
             prompt, password = await self._inputs.get()
-            if self._interactive:
+            if self.stdin is None:
                 self.waits_for_input = True
                 self.journal.add("input_request", {"prompt": prompt, "password": password})
             else:
-                await self._send_input(self._stdin.pop(0) if self._stdin else None)
+                await self._send_input(self.stdin.pop(0) if self.stdin else None)
 
     async def give_input(self, text: str) -> bool:
         """Answer a cell that waits in `input()`; False if none does."""

@@ -294,11 +294,9 @@ class SessionService:
             check_size(changes.apply(session))
             return await self._store.update_session(session.uid, changes, now())
 
-    async def variables_changed(self, session_id: str) -> None:
+    async def variables_changed(self, session_id: str, change_id: str) -> None:
         """Somebody has changed variables from outside a run."""
-        live = await self._live.get(session_id)
-        live.variables_changed()
-        live.change(SessionChanges(replace={"changed_at": now()}))
+        (await self._live.get(session_id)).variables_changed(change_id)
 
     # Starting and stopping
 

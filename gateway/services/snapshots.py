@@ -24,8 +24,8 @@ from gateway.models.snapshots import (
     RestoreSnapshot,
     Snapshot,
     SnapshotFacts,
-    UnsavedVariable,
 )  # fmt: skip
+from gateway.models.unsaved import UnsavedVariable
 from gateway.services.lasting import lasting
 from gateway.services.live import Live
 from gateway.services.live_session import Copy, LiveSession
@@ -313,7 +313,7 @@ class SnapshotService:
         """Raises `KernelBusy`, `NotForked`, `CheckpointFailed`, `StartFailed`, `KernelGone`."""
         uid = uuid4().hex
         child = self._child(source.session, uid, child_id, request, changes, caller)
-        child = child.model_copy(update={"changed_at": now()})
+        child = child.model_copy(update={"changes": 1})  # what it has was never saved
         check_size(child)
         skipped: list[Skipped] = []
 

@@ -16,7 +16,8 @@ from gateway.errors import Conflict, SnapshotNotFound
 from gateway.models.base import new_id, now
 from gateway.models.pages import PageRequest
 from gateway.models.sessions import Session
-from gateway.models.snapshots import SkippedFile, Snapshot, SnapshotFacts, SnapshotKind, UnsavedVariable
+from gateway.models.snapshots import SkippedFile, Snapshot, SnapshotFacts, SnapshotKind
+from gateway.models.unsaved import UnsavedVariable
 from gateway.stores.base import Store
 from kernels import checkpoint
 from kernels.engine import Engine, SnapshotInfo
@@ -42,6 +43,7 @@ class InUse(Conflict):
 class _State:
     """The variables that go into a snapshot: in a folder that a kernel wrote, or those of an earlier snapshot."""
 
+    taken: checkpoint.Checkpoint | None = None
     folder: str | None = None
     of: str | None = None
     variables: list[dict[str, Any]] = field(default_factory=list)
@@ -64,8 +66,10 @@ class Vault:
     async def save(
         self, session: Session, kernel: Kernel | None, *, kind: SnapshotKind, files: bool, wait_s: float,
         name: str | None = None, caller: str = "local",
-    ) -> Snapshot:  # fmt: skip
+    ) -> tuple[Snapshot, checkpoint.Checkpoint | None]:  # fmt: skip
         """A new snapshot of a session as of now; its variables are those of `kernel`, else those that it sleeps with.
+
+        With it what the kernel told of them, if they are its own.
 
         Raises `KernelBusy` when a cell runs longer than `wait_s`, `CheckpointFailed`, `SnapshotError`, `KernelGone`.
         """
@@ -79,7 +83,7 @@ class Vault:
                 )  # fmt: skip
             snapshot = _document(info, session, state, kind=kind, name=name, caller=caller)
             await self._store.put_snapshot(snapshot)
-        return snapshot
+        return snapshot, state.taken
 
     async def _state(self, stack: AsyncExitStack, session: Session, kernel: Kernel | None, wait_s: float) -> _State:
         if kernel is None:
@@ -93,6 +97,7 @@ class Vault:
         notes = [] if saved.method == "fork" else [f"They were saved between two cells: {saved.method_reason}"]
         notes += saved.warnings
         return _State(
+            taken=saved,
             folder=folder,
             variables=[{"name": one.name, "type": one.type, "size": one.size} for one in saved.variables],
             unsaved=[_unsaved(one) for one in saved.unsaved],
@@ -137,8 +142,7 @@ class Vault:
             wanted = set(session.state_only)
             not_carried = [one for one in not_carried if one.name in wanted]
         not_carried += [remark(warning) for warning in restored.warnings]
-        changed_at = max((at for at in (session.last_run_at, session.changed_at) if at is not None), default=None)
-        if changed_at is not None and (session.saved_at is None or changed_at > session.saved_at):
+        if session.changes != session.saved_changes:
             since = "the session began" if session.saved_at is None else f"{session.saved_at:%Y-%m-%d %H:%M:%S} UTC"
             not_carried.append(remark(f"What was done after {since} had not been saved when the kernel ended."))
         return not_carried

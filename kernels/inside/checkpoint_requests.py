@@ -26,12 +26,19 @@ class Stopped(Exception):
 
 
 class CheckpointRequests:
-    """Answers them for one kernel. `quieten` makes a copy of it say nothing more."""
+    """Answers them for one kernel. `quieten` makes a copy of it say nothing more; `last` tells what it did last."""
 
-    def __init__(self, shell: Any, between_cells: BetweenCells, quieten: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        shell: Any,
+        between_cells: BetweenCells,
+        quieten: Callable[[], None],
+        last: Callable[[], dict[str, str]],
+    ) -> None:
         self._shell = shell
         self._between_cells = between_cells
         self._quieten = quieten
+        self._last = last
         self._one_at_a_time = asyncio.Lock()
 
     async def save(self, folder: str, wait_s: float, timeout_s: float) -> dict[str, Any]:
@@ -63,8 +70,10 @@ class CheckpointRequests:
                 return {"refused": str(error)}
 
         dump = _Interruptible(write, timeout_s)
+        taken: dict[str, Any] = {}
 
         def begin() -> tuple[Saver | dict[str, Any], str, float]:
+            taken.update(self._last(), taken_at=time.time())
             began = time.perf_counter()
             reason = _why_not_forked()
             if not reason:
@@ -81,7 +90,7 @@ class CheckpointRequests:
         if "refused" in report:
             raise CheckpointError(report["refused"])
         method = "fork" if isinstance(begun, Saver) else "in-process"
-        return {"method": method, "method_reason": reason, "pause_ms": round(pause_s * 1000, 3), **report}
+        return {"method": method, "method_reason": reason, "pause_ms": round(pause_s * 1000, 3), **taken, **report}
 
     def _here(self, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What runs meanwhile of the session's code finds the names that a cell finds."""

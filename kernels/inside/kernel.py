@@ -1,7 +1,8 @@
 """An IPython kernel that knows the gateway's own requests, and is made before it has anybody to talk to.
 
 A run may bring environment variables; the control channel answers questions about variables while a cell runs, and
-has them saved and brought back between cells.
+has them saved and brought back between cells; a run may bring what its `input()` reads, and who takes a run over is
+told what it asks.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import contextvars
 import os
 import signal
 import sys
+from collections import deque
 from collections.abc import Awaitable, Iterator
 from typing import Any
 
@@ -37,6 +39,9 @@ class GatewayKernel(IPythonKernel):
         self.context = contextvars.copy_context()
         self.between_cells = BetweenCells()
         self._checkpoints: Any = None
+        self._last = {"last_run": "", "last_setting": ""}  # ids of requests that may have changed variables, and ended
+        self._question: dict[str, Any] = {}  # that a cell waits to be answered
+        self._stdin_of, self._stdin = "", deque[str]()  # the run that brought lines for its `input()`, what is left
         self._answering: set[asyncio.Task[None]] = set()
         self._shell_socket: Any = None
         keep_threads_with_their_cell(self.shell)
@@ -71,12 +76,15 @@ class GatewayKernel(IPythonKernel):
         wishes = parent.get("metadata", {}).get("session_gateway", {})
         if "output_limit" in wishes:
             budgets.open(parent["header"]["msg_id"], wishes["output_limit"])
+        if "stdin" in wishes:
+            self._stdin_of, self._stdin = parent["header"]["msg_id"], deque(wishes["stdin"])
         env = wishes.get("env", {})
         before = {name: os.environ.get(name) for name in env}
         os.environ.update(env)
         try:
             await super().execute_request(stream, ident, parent)
         finally:
+            self._last["last_run"] = parent["header"]["msg_id"]
             for name, value in before.items():
                 if value is None:
                     os.environ.pop(name, None)
@@ -119,10 +127,21 @@ class GatewayKernel(IPythonKernel):
         return finished
 
     def _input_request(self, prompt: str, ident: Any, parent: Any, password: bool = False) -> str:
+        run_id = parent.get("header", {}).get("msg_id", "")
         try:
+            if run_id == self._stdin_of:  # the run brought it along
+                return self._next_line()
+            self._question = {"run_id": run_id, "prompt": str(prompt), "password": bool(password)}
             return super()._input_request(prompt, ident, parent, password)
         except EOFError:
             raise EOFError("input() found nothing more to read: the run's `stdin` is used up") from None
+        finally:
+            self._question = {}
+
+    def _next_line(self) -> str:
+        if not self._stdin:
+            raise EOFError
+        return self._stdin.popleft()
 
     # The debugger, and subshells: ready when somebody asks
 
@@ -190,7 +209,7 @@ class GatewayKernel(IPythonKernel):
             self._answering.add(answering)
             answering.add_done_callback(self._answering.discard)
         else:
-            await self._answer(stream, ident, parent, self._look(action, **content))
+            await self._answer(stream, ident, parent, self._look(parent["header"]["msg_id"], action, **content))
 
     async def _answer(self, stream: Any, ident: Any, parent: dict[str, Any], answer: Awaitable[dict[str, Any]]) -> None:
         try:
@@ -203,23 +222,27 @@ class GatewayKernel(IPythonKernel):
         if self._checkpoints is None:
             from .checkpoint_requests import CheckpointRequests
 
-            self._checkpoints = CheckpointRequests(self.shell, self.between_cells, say_nothing_more)
+            self._checkpoints = CheckpointRequests(self.shell, self.between_cells, say_nothing_more, self._last.copy)
         operations = {"checkpoint": self._checkpoints.save, "restore": self._checkpoints.restore}
         answer: dict[str, Any] = await operations[action](**arguments)
         return answer
 
-    async def _look(self, action: str, **arguments: Any) -> dict[str, Any]:
+    async def _look(self, request_id: str, action: str, **arguments: Any) -> dict[str, Any]:
         """What is asked of the user's variables; answered by the thread of the control channel."""
         from . import namespace as names
 
         shell: Any = self.shell
         variables = shell.user_ns
+        if action == "question":
+            return {"question": self._question}
         if action == "list":
             hidden = set(shell.user_ns_hidden)
             found = names.list_variables(variables, hidden, **arguments)
             return {"variables": found, "count": len(found), "total_count": names.count_variables(variables, hidden)}
         operations = {"get": names.get_variable, "set": names.set_variable, "delete": names.delete_variable}
         answer: dict[str, Any] = operations[action](variables, **arguments)
+        if action != "get":
+            self._last["last_setting"] = answer["change_id"] = request_id
         return answer
 
 

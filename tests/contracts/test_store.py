@@ -37,7 +37,8 @@ from gateway.models.idempotency import KeptAnswer
 from gateway.models.labels import parse_selector
 from gateway.models.pages import Page, PageRequest, SessionFilter
 from gateway.models.sessions import Move, Resources, Session, SessionAgent, SessionView, Setup
-from gateway.models.snapshots import MOST_NAMED, SkippedFile, Snapshot, SnapshotView, UnsavedVariable
+from gateway.models.snapshots import SkippedFile, Snapshot, SnapshotView
+from gateway.models.unsaved import MOST_NAMED, UnsavedVariable, Woken
 from gateway.states import State
 from gateway.stores import sqlite_schema
 from gateway.stores.base import BroughtBack, SessionChanges, StateChanged, Store
@@ -75,7 +76,10 @@ ODD: dict[str, Any] = {
     "unicode \u2028 ключ": "\U0001f600",
     "order": {"b": 1, "a": 2},
 }
-SAVED_FIELDS = ("saved_snapshot_id", "state_only", "files_from", "unloaded_snapshot_id", "saved_at", "save_problem")
+SAVED_FIELDS = (
+    "saved_snapshot_id", "state_only", "files_from", "unloaded_snapshot_id", "saved_at", "save_problem", "changes",
+    "saved_changes", "woken",
+)  # fmt: skip
 DRIVERS = [pytest.param(driver, marks=pytest.mark.external_service) for driver in ("motor", "pymongo")]
 
 
@@ -156,6 +160,9 @@ async def test_a_session_comes_back_as_it_was_kept(store: Store) -> None:
         unloaded_snapshot_id="snap_3_ccc",
         saved_at=later(1.000001),
         save_problem="no room",
+        changes=7,
+        saved_changes=6,
+        woken=Woken(resumed=True, not_carried=[UnsavedVariable(name="$a.b", type="ключ", reason="$")]),
     )
 
     await store.create_session(session)
@@ -251,6 +258,23 @@ async def test_what_is_saved_of_a_session_is_set_and_cleared_again(store: Store)
     assert (view["saved_snapshot_id"], view["save_problem"]) == (None, "full")
     assert view["saved_at"] == "2026-01-20T10:00:01.623456Z"
     assert not {"state_only", "files_from", "unloaded_snapshot_id"} & set(view)
+
+
+async def test_how_a_session_woke_is_kept_until_it_is_cleared_and_not_shown(store: Store) -> None:
+    session = await created(store)
+    woken = Woken(resumed=True, not_carried=[UnsavedVariable(name="a.$b", type="socket", reason="it is open")])
+    idle = Move(before=State.INIT, after=State.READY, at=later(1))
+    busy = Move(before=State.READY, after=State.BUSY, at=later(2))
+
+    await store.move_session(session.uid, idle, changes=SessionChanges(replace={"woken": woken, "saved_changes": 3}))
+    kept = await store.get_session("demo")
+    told = SessionChanges(replace={"woken": None}, add={"changes": 1})
+    await store.move_session(session.uid, busy, changes=told)
+    cleared = await store.get_session("demo")
+
+    assert (kept.woken, kept.changes, kept.saved_changes) == (woken, 0, 3)
+    assert (cleared.woken, cleared.changes, cleared.saved_changes) == (None, 1, 3)
+    assert not {"woken", "changes", "saved_changes"} & set(SessionView.of(kept, "http://h").model_dump())
 
 
 async def test_what_is_not_live_can_be_neither_updated_nor_moved_nor_claimed_nor_deleted(store: Store) -> None:

@@ -5,7 +5,8 @@ from pydantic import ValidationError
 
 from gateway.models.base import now
 from gateway.models.executions import Execution, ExecutionView
-from gateway.models.snapshots import MOST_NAMED, RestoreSnapshot, UnsavedVariable
+from gateway.models.snapshots import RestoreSnapshot
+from gateway.models.unsaved import MOST_NAMED, UnsavedVariable
 
 
 def unsaved(count: int) -> list[UnsavedVariable]:

@@ -757,6 +757,53 @@ async def test_a_run_that_was_taken_over_keeps_its_own_time_limit(tmp_path: Path
     assert (told["status"], told["result"]) == ("ok", "'over'")
 
 
+@pytest.mark.parametrize("wait_s", [0, 1], ids=["asked before", "asked meanwhile"])
+async def test_a_cell_that_waits_for_input_when_its_gateway_is_killed_asks_the_next_one(
+    wait_s: int, tmp_path: Path
+) -> None:
+    code = f"import time\nprint('begun')\ntime.sleep({wait_s})\nname = input('Who? ')\nprint('Hello', name)\nname"
+    async with gateway_process(tmp_path / "data") as gateway, Api(gateway.url) as api:
+        begun = await api.post("/api/sessions/a/run", {"code": code, "background": True}, 202)
+        events_path = f"/api/sessions/a/executions/{begun['execution_id']}/events"
+        async with api.events(events_path) as events:
+            await started(events, "stdout" if wait_s else "input_request")
+        await gateway.kill()
+        await gateway.start()
+
+        async with api.events(events_path) as events:
+            asked = await started(events, "input_request")
+            waiting = await api.get(f"/api/sessions/a/executions/{begun['execution_id']}")
+            document = await api.get("/api/sessions/a")
+            await api.post("/api/sessions/a/input", {"text": "Ada"})
+            rest = [event async for event in events]
+        after = await api.run("a", "name")
+
+    assert asked.data == {"prompt": "Who? ", "password": False}
+    assert (waiting["status"], document["state"]) == ("running", "BUSY")
+    assert "input_request" not in [event.kind for event in rest]
+    done = rest[-1].data
+    assert (done["status"], done["stdout"], done["result"]) == ("ok", "begun\nHello Ada\n", "'Ada'")
+    assert after["result"] == "'Ada'"
+
+
+async def test_a_run_that_brought_its_input_finds_it_also_after_its_gateway_was_killed(tmp_path: Path) -> None:
+    code = "import time\nfirst = input()\nprint('begun')\ntime.sleep(1)\nprint(first, input())\ninput()"
+    body = {"code": code, "stdin": "one\ntwo", "background": True}
+    async with gateway_process(tmp_path / "data") as gateway, Api(gateway.url) as api:
+        begun = await api.post("/api/sessions/a/run", body, 202)
+        events_path = f"/api/sessions/a/executions/{begun['execution_id']}/events"
+        async with api.events(events_path) as events:
+            await started(events, "stdout")
+        await gateway.kill()
+        await gateway.start()
+
+        async with api.events(events_path) as events:
+            done = [event async for event in events][-1].data
+
+    assert (done["stdout"], done["error"]["ename"]) == ("begun\none two\n", "EOFError")
+    assert "used up" in done["error"]["evalue"]
+
+
 async def test_a_run_that_its_kernel_never_got_leaves_the_session_as_good_as_before(tmp_path: Path) -> None:
     async with gateway_process(tmp_path / "data") as gateway, Api(gateway.url) as api:
         await api.run("a", "x = 1")

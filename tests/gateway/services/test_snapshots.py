@@ -337,45 +337,6 @@ async def test_another_kernel_keeps_its_files_and_says_that_variables_are_not(ap
     assert seen["stdout"] == "here\n[]\n"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("killed", ["gateway", "kernel", "both"])
-@pytest.mark.parametrize("delay_s", [0.0, 0.02, 0.1, 0.3])
-async def test_whatever_is_cut_off_has_happened_or_not(killed: str, delay_s: float, tmp_path: Path) -> None:
-    """Killed at some moment of each action: the session is as it was, or as it should be after it."""
-    code = "import os; x, open('f').read()[:3], os.path.exists('g')"
-    one, two = "('one', 'one', False)", "('two', 'two', True)"
-    async with gateway_process(tmp_path / "data") as gateway, Api(gateway.url) as api:
-        for action in ("snapshots", "duplicate", "hibernate", "wake", "restore"):
-            path = f"/api/sessions/{action}"
-            await api.run(action, "x = 'one'; open('f', 'w').write('one' * 1000)")
-            first = await api.post(f"{path}/snapshots", {}, 201)
-            await api.run(action, "x = 'two'; open('f', 'w').write('two'); open('g', 'w').write('g')")
-            await api.post(f"{path}/hibernate")
-            if action != "wake":
-                await api.post(f"{path}/wake")
-            body = {"duplicate": {"new_id": "copy"}, "restore": {"snapshot_id": first["id"]}}.get(action, {})
-
-            acting = asyncio.ensure_future(api.http.post(f"{path}/{action}", json=body))
-            await asyncio.sleep(delay_s)
-            if killed != "kernel":
-                await gateway.kill()
-            if killed != "gateway":
-                for kernel in kernels_of(tmp_path / "data"):
-                    kernel.kill()
-            await asyncio.gather(acting, return_exceptions=True)
-            if killed != "kernel":
-                await gateway.start()
-
-            seen = await result_of(api, action, code)
-            assert seen == two or (action == "restore" and seen == one), action
-            if (await api.http.get("/api/sessions/copy")).is_success:
-                assert await result_of(api, "copy", code) == two
-            assert not list((tmp_path / "data" / "unborn").glob("*"))
-            for snapshot in (await api.get(f"{path}/snapshots"))["snapshots"]:
-                archive = await api.http.get(f"{path}/snapshots/{snapshot['id']}/archive")
-                assert archive.is_success, archive.text
-
-
 async def test_after_a_reboot_sessions_come_back_from_what_was_saved(tmp_path: Path) -> None:
     async with gateway_process(tmp_path / "data") as gateway, Api(gateway.url) as api:
         await api.run("a", "x = 1")
@@ -395,6 +356,115 @@ async def test_after_a_reboot_sessions_come_back_from_what_was_saved(tmp_path: P
     assert document["state"] == "IDLE"
     assert (woken["result"], woken["resumed"]) == ("1", True)
     assert "had not been saved" in woken["not_carried"][0]["reason"]
+
+
+async def test_how_a_session_woke_is_told_by_its_first_run_also_after_the_gateway_was_killed(tmp_path: Path) -> None:
+    async with gateway_process(tmp_path / "data") as gateway, Api(gateway.url) as api:
+        await api.run("a", "import socket; x, link = 41, socket.socket()")
+        await api.post("/api/sessions/a/hibernate")
+        await api.post("/api/sessions/a/wake")
+        await gateway.kill()
+        await gateway.start()
+
+        first = await api.run("a", "x + 1")
+        await api.get("/api/sessions/a/states")  # which waits for what is written behind the answers
+        await gateway.kill()
+        await gateway.start()
+        second = await api.run("a", "x + 2")
+
+    assert (first["result"], first["resumed"], first["fresh_start"]) == ("42", True, False)
+    assert [one["name"] for one in first["not_carried"]] == ["link"]
+    assert (second["result"], second["resumed"], second["not_carried"]) == ("43", False, [])
+
+
+async def test_that_a_kernel_began_without_variables_is_told_also_after_the_gateway_was_killed(tmp_path: Path) -> None:
+    async with gateway_process(tmp_path / "data") as gateway, Api(gateway.url) as api:
+        await api.run("a", "x = 1")
+        await api.post("/api/sessions/a/restart", {"state": "fresh"})
+        await gateway.kill()
+        await gateway.start()
+
+        first = await api.run("a", "'x' in globals()")
+
+    assert (first["result"], first["fresh_start"], first["resumed"]) == ("False", True, False)
+
+
+async def test_the_run_that_was_under_way_when_the_gateway_was_killed_tells_how_its_session_woke(
+    tmp_path: Path,
+) -> None:
+    async with gateway_process(tmp_path / "data") as gateway, Api(gateway.url) as api:
+        await api.run("a", "import socket; x, link = 41, socket.socket()")
+        await api.post("/api/sessions/a/hibernate")
+        code = "import time; print('begun'); time.sleep(1); x + 1"
+        begun = await api.post("/api/sessions/a/run", {"code": code, "background": True}, 202)
+        async with api.events(f"/api/sessions/a/executions/{begun['execution_id']}/events") as events:
+            async for event in events:
+                if event.kind == "stdout":
+                    break
+        await gateway.kill()
+        await gateway.start()
+
+        second = await api.run("a", "x + 2")
+        first = await api.get(f"/api/sessions/a/executions/{begun['execution_id']}")
+
+    assert (first["result"], first["resumed"]) == ("42", True)
+    assert [one["name"] for one in first["not_carried"]] == ["link"]
+    assert (second["result"], second["resumed"], second["not_carried"]) == ("43", False, [])
+
+
+async def test_what_was_lost_is_told_though_the_session_was_saved_again_and_slept_before_any_run(
+    api: Api, session_id: str
+) -> None:
+    path = f"/api/sessions/{session_id}"
+    await api.run(session_id, "import socket; x, link = 41, socket.socket()")
+    await api.post(f"{path}/hibernate")
+    await api.post(f"{path}/wake")
+    await api.post(f"{path}/snapshots", {}, 201)
+    await api.post(f"{path}/hibernate")
+
+    woken = await api.run(session_id, "x")
+
+    assert (woken["result"], woken["resumed"]) == ("41", True)
+    assert [one["name"] for one in woken["not_carried"]] == ["link"]
+
+
+async def test_a_snapshot_that_waited_for_a_cell_holds_it_and_says_so(api: Api, session_id: str) -> None:
+    path, code = f"/api/sessions/{session_id}", "input(); import time; time.sleep(0.3); x, pid = 2, os.getpid()"
+    await api.run(session_id, "import os; x = 1")
+    async with api.stream(session_id, code) as events:
+        async for event in events:
+            if event.kind == "input_request":
+                break
+        saving = asyncio.ensure_future(api.post(f"{path}/snapshots", {}, 201))
+        await api.get(path)  # by then it waits
+        await api.post(f"{path}/input", {"text": ""})
+        done = [event async for event in events][-1].data
+    saved = await saving
+    document = await api.get(path)
+    os.kill(int((await api.get(f"{path}/variables/pid"))["preview"]), signal.SIGKILL)
+    await until(api, path, lambda session: session["state"] == "ERROR")
+
+    back = await api.run(session_id, "x")
+
+    assert document["saved_snapshot_id"] == saved["id"]
+    assert document["saved_at"] > done["started_at"]
+    assert (back["result"], back["resumed"], back["not_carried"]) == ("2", True, [])
+
+
+async def test_what_began_after_a_snapshot_was_taken_is_told_as_not_saved(api: Api, session_id: str) -> None:
+    path = f"/api/sessions/{session_id}"
+    await api.run(session_id, "import os; x, pid = 1, os.getpid(); big = [str(n) for n in range(1_000_000)]")
+    saving = asyncio.ensure_future(api.post(f"{path}/snapshots", {}, 201))
+    while not saving.done():
+        await api.run(session_id, "x += 1")
+    last = await api.run(session_id, "x += 1; x")
+    os.kill(int((await api.get(f"{path}/variables/pid"))["preview"]), signal.SIGKILL)
+    await until(api, path, lambda session: session["state"] == "ERROR")
+
+    back = await api.run(session_id, "x")
+
+    assert int(back["result"]) < int(last["result"])
+    assert "had not been saved" in back["not_carried"][0]["reason"]
 
 
 async def test_a_package_that_is_another_one_now_is_told(api: Api, session_id: str) -> None:
@@ -547,15 +617,6 @@ def with_facts(tarball: bytes, changes: dict[str, Any]) -> bytes:
                 member.size = len(content_)
             tar.addfile(member, io.BytesIO(content_))
     return zstd.compress(packed.getvalue())
-
-
-async def result_of(api: Api, session_id: str, code: str) -> str | None:
-    """Of a run that may be the one that finds its kernel dead."""
-    found = await api.run(session_id, code)
-    if found["status"] == "died":
-        found = await api.run(session_id, code)
-    result: str | None = found["result"]
-    return result
 
 
 async def put_snapshot(api: Api, tarball: bytes, status: int) -> Any:
