@@ -1,9 +1,11 @@
-"""The command line: `gateway serve`."""
+"""The command line: `gateway serve`, `gateway doctor`."""
 
 import asyncio
+import json
 import logging
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from tomllib import TOMLDecodeError
 from typing import Annotated, Any
@@ -16,6 +18,7 @@ from pydantic_settings import SettingsError
 from gateway.app import CannotStart
 from gateway.app import serve as serve_gateway
 from gateway.config import Settings
+from gateway.doctor import examine
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -47,23 +50,46 @@ def serve(
     }  # fmt: skip
     if config is not None:
         os.environ["GATEWAY_CONFIG"] = str(config)
+    settings = _settings(given)
+    _log_to_stderr(settings)
     try:
-        settings = Settings(**{name: value for name, value in given.items() if value is not None})
-        _log_to_stderr(settings)
         asyncio.run(serve_gateway(settings, lambda line: print(line, flush=True)))
-    except ValidationError as error:
-        for one in error.errors():
-            print(f"gateway: {'.'.join(map(str, one['loc']))}: {one['msg']}", file=sys.stderr)
-        raise typer.Exit(2) from None
-    except SettingsError as error:
-        print(f"gateway: {error}: it must be JSON", file=sys.stderr)
-        raise typer.Exit(2) from None
-    except TOMLDecodeError as error:
-        print(f"gateway: {config}: {error}", file=sys.stderr)
-        raise typer.Exit(2) from None
     except CannotStart as error:
         print(f"gateway: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
+
+
+@app.command()
+def doctor(
+    data_dir: Annotated[Path | None, typer.Option(help="The folder that the gateway will use.")] = None,
+    host: Annotated[str | None, typer.Option(help="The address that it will listen on.")] = None,
+    isolation: Annotated[str | None, typer.Option(help="strict, best-effort or none.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+) -> None:
+    """Tell what this host can give a gateway, and how to get what is missing. Ends with 1 if it could not serve."""
+    given = {"data_dir": data_dir, "host": host, "isolation": isolation}
+    settings = _settings(given)
+    findings = asyncio.run(examine(settings))
+    if as_json:
+        print(json.dumps([asdict(finding) for finding in findings], indent=2))
+    else:
+        print(*findings, sep="\n")
+    if any(finding.needed and not finding.fine for finding in findings):
+        raise typer.Exit(1)
+
+
+def _settings(given: dict[str, Any]) -> Settings:
+    """Raises `Exit`, having told what is wrong."""
+    try:
+        return Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        for one in error.errors():
+            print(f"gateway: {'.'.join(map(str, one['loc']))}: {one['msg']}", file=sys.stderr)
+    except SettingsError as error:
+        print(f"gateway: {error}: it must be JSON", file=sys.stderr)
+    except TOMLDecodeError as error:
+        print(f"gateway: {os.environ.get('GATEWAY_CONFIG')}: {error}", file=sys.stderr)
+    raise typer.Exit(2)
 
 
 def _log_to_stderr(settings: Settings) -> None:

@@ -21,6 +21,8 @@ INSIDE = Path(__file__).parent / "inside"
 CONFINE = INSIDE / "confine.py"
 NAMESPACES = ("user", "mount", "pid", "ipc", "uts", "network")
 FURTHER = ("own-uid", "capabilities", "no-new-privileges", "seccomp", "abstract-sockets", "limits")
+REQUIRED = (*NAMESPACES, "capabilities", "no-new-privileges", "seccomp", "limits")
+"""What is insisted on where all walls are. The others depend on how the host is run, and are told."""
 
 # Above what systemd gives to containers and below what is a negative number to some programs.
 _FIRST_UID = 1_900_000_000

@@ -16,9 +16,6 @@ from kernels.sandbox import HostWalls
 
 Isolation = Literal["strict", "best-effort", "none"]
 
-REQUIRED = (*sandbox.NAMESPACES, "capabilities", "no-new-privileges", "seccomp", "limits")
-"""What `strict` insists on. The others depend on how the host is run, and are told."""
-
 _TURNED_OFF = "isolation is off"
 _TMP_BYTES = 1 << 30
 _OPEN_FILES = 4096
@@ -52,7 +49,7 @@ class Confinement:
         if self._isolation == "none":
             return
         self.host = await asyncio.to_thread(sandbox.host_walls, folder)
-        lacking = [wall for wall in self.host.missing if wall.name in REQUIRED]
+        lacking = [wall for wall in self.host.missing if wall.name in sandbox.REQUIRED]
         if lacking and self._isolation == "strict":
             raise WallsMissing([(wall.name, wall.reason, wall.remedy) for wall in lacking])
 

@@ -332,3 +332,25 @@ async def test_no_secret_code_or_output_is_in_the_log(tmp_path: Path) -> None:
 
     assert "hush-hush" not in logged
     assert "top-secret" not in logged
+
+
+def test_the_doctor_tells_what_this_host_can_give(tmp_path: Path) -> None:
+    asked = run_command("doctor", "--data-dir", str(tmp_path / "data"), "--json")
+
+    findings = {one["name"]: one for one in json.loads(asked.stdout)}
+
+    assert asked.returncode == 0
+    assert findings["kernels"]["fine"]
+    assert "python3" in findings["kernels"]["told"]
+    assert {"wall mount", "wall network", "wall cgroup", "fork server", "open files", "store"} <= set(findings)
+    assert all(one["told"] for one in findings.values() if not one["fine"])
+
+
+def test_the_doctor_says_what_mends_what_is_needed(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    asked = run_command("doctor", "--data-dir", str(tmp_path / "file"))
+
+    assert asked.returncode == 1
+    assert "MISSING  data folder" in asked.stdout
+    assert "Choose another one with --data-dir." in asked.stdout
