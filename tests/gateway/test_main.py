@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import sqlite3
+import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -334,8 +336,13 @@ async def test_no_secret_code_or_output_is_in_the_log(tmp_path: Path) -> None:
     assert "top-secret" not in logged
 
 
+def doctor(*options: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "gateway", "doctor", *options]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment())
+
+
 def test_the_doctor_tells_what_this_host_can_give(tmp_path: Path) -> None:
-    asked = run_command("doctor", "--data-dir", str(tmp_path / "data"), "--json")
+    asked = doctor("--data-dir", str(tmp_path / "data"), "--json")
 
     findings = {one["name"]: one for one in json.loads(asked.stdout)}
 
@@ -349,7 +356,7 @@ def test_the_doctor_tells_what_this_host_can_give(tmp_path: Path) -> None:
 def test_the_doctor_says_what_mends_what_is_needed(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
-    asked = run_command("doctor", "--data-dir", str(tmp_path / "file"))
+    asked = doctor("--data-dir", str(tmp_path / "file"))
 
     assert asked.returncode == 1
     assert "MISSING  data folder" in asked.stdout
