@@ -28,7 +28,7 @@ else:
 
 WORKERS = 2
 _AHEAD = 4
-_BATCH_BYTES = 4 << 20
+_BATCH_BYTES = 1 << 20
 _MAX_BLOCK_CHUNKS = 4096
 _SMALL_BYTES = 64 << 10  # hashed sooner than a thread is told of it
 _WORTH = 0.95
@@ -165,10 +165,11 @@ class Packer:
 
 
 def write_all(fd: int, data: bytes | memoryview, offset: int) -> None:
-    with memoryview(data) as left:
-        written = 0
-        while written < len(left):
-            written += os.pwrite(fd, left[written:], offset + written)
+    written = os.pwrite(fd, data, offset)
+    if written < len(data):
+        with memoryview(data) as left:
+            while written < len(left):
+                written += os.pwrite(fd, left[written:], offset + written)
 
 
 Wanted = tuple[Key, Location, T]
@@ -237,7 +238,7 @@ class Packs:
 
 
 def _batches(wanted: Iterable[Wanted[T]]) -> Iterator[list[list[Wanted[T]]]]:
-    """Blocks, each with what is wanted of it, by position; some megabytes at a time."""
+    """Blocks, each with what is wanted of it, by position; about a megabyte at a time, for whoever waits for the first one."""
     by_place = sorted(wanted, key=lambda it: (it[1].pack, it[1].offset, it[1].inner))
     batch: list[list[Wanted[T]]] = []
     size = 0

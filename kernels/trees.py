@@ -9,12 +9,12 @@ import os
 import stat
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 
-from kernels.engine import Skipped
+from kernels.engine import Skipped, Usage
 from kernels.errors import NoSuchFile, WorkspaceError
 from kernels.manifests import CHUNK_BYTES, Chunk, Entry, Manifest, Stamp
 from kernels.packs import Packer, Packs, Sink, Wanted, write_all
@@ -250,6 +250,12 @@ def write_tree(
             os.utime(folders.open(entry.parts), ns=(entry.modified_ns, entry.modified_ns))
         for entry in reversed(made):
             os.chmod(entry.parts[-1], entry.mode, dir_fd=folders.open(entry.parts[:-1]))
+
+
+def usage(entries: Iterable[Entry]) -> Usage:
+    """What they come to in a workspace."""
+    found = [entry for entry in entries if entry.kind in ("file", "link")]
+    return Usage(len(found), sum(entry.size or len(entry.target) for entry in found))
 
 
 class _Writer:

@@ -125,9 +125,15 @@ class LocalWorkspace:
             return await outcome(loop.run_in_executor(None, self._unpack, spool, ours, stopped), stopped.set)
 
     async def exchange(
-        self, build: Callable[[Root, int], None], *, over: bool, on_stage: Callable[[str], object] = lambda _: None
+        self,
+        build: Callable[[Root, int], Usage | None],
+        *,
+        over: bool,
+        on_stage: Callable[[str], object] = lambda _: None,
     ) -> Usage:
         """Everything becomes what `build` writes into an empty folder, at once. It is given the old one as well.
+
+        What it wrote is measured if `build` does not tell how much that is.
 
         Nothing else changes the workspace while it builds `over` what is there. What is on its way in arrives later.
         The old files are deleted behind the answer.
@@ -222,7 +228,7 @@ class LocalWorkspace:
 
     def _exchange(
         self,
-        build: Callable[[Root, int], None],
+        build: Callable[[Root, int], Usage | None],
         over: bool,
         on_stage: Callable[[str], object],
         later: Callable[[Callable[[], None]], object],
@@ -236,7 +242,7 @@ class LocalWorkspace:
             if over:
                 undo.enter_context(self._room.change())
             with open_root(self._root) as old:
-                build(old, folder)
+                usage = build(old, folder)
                 os.fchmod(folder, stat.S_IMODE(os.fstat(old.fd).st_mode))
             on_stage("built")
             swaps.sync_all(folder)
@@ -245,8 +251,10 @@ class LocalWorkspace:
                 self._room.move_claims(old.fd, folder)
                 delete_old = swaps.replace(parent, name, folder, os.fsencode(self._root.name))
                 undo.callback(later, partial(self._delete_old, delete_old))
+                if usage is not None:
+                    self._room.start_anew(usage)
             on_stage("swapped")
-            return self._room.measure()
+            return usage or self._room.measure()
 
     def _delete_old(self, delete: Callable[[], None]) -> None:
         with self._deleting:
@@ -311,6 +319,11 @@ class _Room:
     def drop(self, name: bytes) -> None:
         with self.lock:
             self._claims.pop(name, None)
+
+    def start_anew(self, used: Usage) -> None:
+        """The workspace holds this now, and what is on its way in."""
+        with self.lock:
+            self._used = used
 
     def move_claims(self, old: int, new: int) -> None:
         """What is on its way in goes on in another folder."""
