@@ -238,7 +238,7 @@ class Packs:
 
 
 def _batches(wanted: Iterable[Wanted[T]]) -> Iterator[list[list[Wanted[T]]]]:
-    """Blocks, each with what is wanted of it, by position; about a megabyte at a time, for whoever waits for the first one."""
+    """Blocks, each with what is wanted of it, by position; about a megabyte at a time: the first one is waited for."""
     by_place = sorted(wanted, key=lambda it: (it[1].pack, it[1].offset, it[1].inner))
     batch: list[list[Wanted[T]]] = []
     size = 0

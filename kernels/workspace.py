@@ -139,7 +139,10 @@ class LocalWorkspace:
         The old files are deleted behind the answer.
         """
         loop = asyncio.get_running_loop()
-        later = partial(loop.call_soon_threadsafe, loop.run_in_executor, None)
+
+        def later(delete: Callable[[], None]) -> None:
+            loop.call_soon_threadsafe(lambda: loop.run_in_executor(None, delete))
+
         return await in_thread(self._exchange, build, over, on_stage, later)
 
     async def remove(self) -> None:
