@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from blake3 import blake3
 
@@ -41,8 +41,7 @@ Kind = Literal["file", "folder", "link", "hard link"]
 _KINDS = ("file", "folder", "link", "hard link")
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(NamedTuple):
     """Bytes of a file from `offset` on; between chunks there are holes."""
 
     offset: int
@@ -50,8 +49,7 @@ class Chunk:
     digest: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Location:
+class Location(NamedTuple):
     """Where a chunk is kept: `inner` bytes into a block of a pack, which is compressed if it is shorter than it was."""
 
     pack: str
@@ -65,8 +63,7 @@ class Location:
 Stamp = tuple[int, int, int, int]  # what tells that a file is as it was: size, mtime_ns, ctime_ns, inode
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One thing of a workspace. `target` is a link's text, or the path of the file that a hard link stands for."""
 
     parts: Parts

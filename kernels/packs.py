@@ -9,7 +9,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from itertools import groupby
 from pathlib import Path
@@ -28,8 +28,9 @@ else:
 
 WORKERS = 2
 _AHEAD = 4
-_BATCH_BYTES = 4 << 20
+_BATCH_BYTES = 1 << 20
 _MAX_BLOCK_CHUNKS = 4096
+_SMALL_BYTES = 64 << 10  # hashed sooner than a thread is told of it
 _WORTH = 0.95
 _LEVEL = 1
 
@@ -59,7 +60,7 @@ def ordered(pool: ThreadPoolExecutor, function: Callable[[T], U], items: Iterabl
 
 
 Sink = list[Chunk]
-_Member = tuple[bytes, int, Sink]  # the chunk's bytes, where they are in their file, who is told
+_Member = tuple[bytes, bytes | None, int, Sink]  # a chunk, its digest, where it is in its file, who is told
 
 
 class Packer:
@@ -79,6 +80,7 @@ class Packer:
         self._group: list[_Member] = []
         self._group_bytes = 0
         self._waiting: deque[tuple[list[_Member], bool, Future[tuple[list[bytes], list[int], bytes, int]]]] = deque()
+        self._writing: deque[Future[None]] = deque()
 
     def add(self, data: bytes, offset: int, sink: Sink, *, aligned: bool = False) -> None:
         """Take a chunk, and tell `sink` what it was; chunks of one sink come out in order."""
@@ -86,7 +88,8 @@ class Packer:
             raise Stopped
         if aligned or self._group_bytes + len(data) > CHUNK_BYTES or len(self._group) >= _MAX_BLOCK_CHUNKS:
             self._submit()
-        self._group.append((data, offset, sink))
+        digest = blake3(data).digest() if len(data) < _SMALL_BYTES else None
+        self._group.append((data, digest, offset, sink))
         self._group_bytes += len(data)
         if aligned:
             self._submit(aligned=True)
@@ -101,7 +104,7 @@ class Packer:
 
     def _work(self, group: list[_Member], aligned: bool) -> tuple[list[bytes], list[int], bytes, int]:
         """In a thread: the digests, which of them are new, and the block of those."""
-        digests = [blake3(data).digest() for data, _, _ in group]
+        digests = [digest or blake3(data).digest() for data, digest, _, _ in group]
         seen: set[bytes] = set()
         new = []
         for number, digest in enumerate(digests):
@@ -121,19 +124,21 @@ class Packer:
         digests, new, stored, raw = work.result()
         if aligned:
             self.size_bytes += -self.size_bytes % PAGE_BYTES
+        locations, known = self.locations, self.known
         inner = 0
         for number in new:
             length = len(group[number][0])
             place = Location(self.name, self.size_bytes, len(stored), raw, inner, length)
-            self.locations.setdefault((digests[number], aligned), place)
+            locations.setdefault((digests[number], aligned), place)
             inner += length
         if new:
-            write_all(self._fd, stored, self.size_bytes)
+            self._writing.append(self._pool.submit(write_all, self._fd, stored, self.size_bytes))
             self.size_bytes += len(stored)
-        for (data, offset, sink), digest in zip(group, digests, strict=True):
-            key = digest, aligned
-            if key not in self.locations:
-                self.locations[key] = self.known[key]
+            while len(self._writing) > _AHEAD:
+                self._writing.popleft().result()
+        for (data, _, offset, sink), digest in zip(group, digests, strict=True):
+            if (key := (digest, aligned)) not in locations:
+                locations[key] = known[key]
             sink.append(Chunk(offset, len(data), digest))
 
     def use(self, chunks: Iterable[Chunk], *, aligned: bool = False) -> None:
@@ -146,6 +151,8 @@ class Packer:
         self._submit()
         while self._waiting:
             self._store()
+        while self._writing:
+            self._writing.popleft().result()
         if self.size_bytes:
             os.fsync(self._fd)
 
@@ -153,14 +160,16 @@ class Packer:
         return self
 
     def __exit__(self, *_: object) -> None:
+        wait(self._writing)  # nothing is written to a descriptor that is somebody else's by then
         os.close(self._fd)
 
 
 def write_all(fd: int, data: bytes | memoryview, offset: int) -> None:
-    with memoryview(data) as left:
-        written = 0
-        while written < len(left):
-            written += os.pwrite(fd, left[written:], offset + written)
+    written = os.pwrite(fd, data, offset)
+    if written < len(data):
+        with memoryview(data) as left:
+            while written < len(left):
+                written += os.pwrite(fd, left[written:], offset + written)
 
 
 Wanted = tuple[Key, Location, T]
@@ -229,7 +238,7 @@ class Packs:
 
 
 def _batches(wanted: Iterable[Wanted[T]]) -> Iterator[list[list[Wanted[T]]]]:
-    """Blocks, each with what is wanted of it, by position; some megabytes at a time."""
+    """Blocks, each with what is wanted of it, by position; about a megabyte at a time: the first one is waited for."""
     by_place = sorted(wanted, key=lambda it: (it[1].pack, it[1].offset, it[1].inner))
     batch: list[list[Wanted[T]]] = []
     size = 0

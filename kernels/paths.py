@@ -57,7 +57,11 @@ def parse(path: str) -> Parts:
         raise BadPath(path, "not valid Unicode") from None
     if raw.startswith(b"/"):
         raise OutsideWorkspace(path, "paths are relative to the workspace")
-    parts = tuple(read_name(part) for part in raw.split(b"/") if part != b".") if raw else ()
+    parts = tuple(raw.split(b"/")) if raw else ()
+    if b"." in parts:
+        parts = tuple(part for part in parts if part != b".")
+    if b"\\" in raw:
+        parts = tuple(map(read_name, parts))
     check(parts, path)
     return parts
 
@@ -68,11 +72,12 @@ def check(parts: Parts, path: str) -> None:
         raise OutsideWorkspace(path, "`..` is not allowed in a path")
     if not all(parts):
         raise BadPath(path, "a part of the path is empty")
-    if any(b"\0" in part for part in parts):
+    whole = b"/".join(parts)
+    if b"\0" in whole:
         raise BadPath(path, "a NUL can't be in a name")
-    if any(len(part) > MAX_NAME_BYTES for part in parts):
+    if len(whole) > MAX_NAME_BYTES and max(map(len, parts)) > MAX_NAME_BYTES:
         raise BadPath(path, f"a name is longer than {MAX_NAME_BYTES} bytes")
-    if sum(map(len, parts)) + len(parts) - 1 > MAX_PATH_BYTES:
+    if len(whole) > MAX_PATH_BYTES:
         raise BadPath(path, f"the path is longer than {MAX_PATH_BYTES} bytes")
     if parts and is_hidden(parts[0]):
         raise BadPath(path, "that name is kept for files on their way")
@@ -80,10 +85,11 @@ def check(parts: Parts, path: str) -> None:
 
 def show(parts: Parts) -> str:
     """The text for a path, which `parse` turns back into the same names."""
-    return "/".join(map(show_name, parts))
+    return show_name(b"/".join(parts))
 
 
 def show_name(name: bytes) -> str:
+    """The same for a name, or for several with `/` between them."""
     if b"\\" in name:
         name = _ESCAPE.sub(rb"\\x5cx\1", name)
     return name.decode("utf-8", "backslashreplace")
@@ -100,7 +106,7 @@ def hidden_name() -> bytes:
 
 
 def is_hidden(name: bytes) -> bool:
-    return _HIDDEN.fullmatch(name) is not None
+    return name.startswith(b".") and _HIDDEN.fullmatch(name) is not None
 
 
 @contextmanager

@@ -49,7 +49,7 @@ from kernels.packs import Packer, Packs, workers, write_all
 from kernels.paths import Parts, Root, open_root, show
 from kernels.state_files import read_state
 from kernels.threads import in_thread, outcome
-from kernels.trees import Tree, chosen, link_tree, read_tree, write_tree
+from kernels.trees import Tree, chosen, link_tree, read_tree, usage, write_tree
 from kernels.workspace import LocalWorkspace
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
@@ -378,7 +378,10 @@ class LocalSnapshots:
     def _packs(self, manifest: Manifest, folder: Path) -> Packs:
         return Packs(folder, manifest.packs, manifest.id, partial(_named, manifest))
 
-    def _build(self, manifest: Manifest, folder: Path, paths: Collection[str] | None, old: Root, into: int) -> None:
+    def _build(
+        self, manifest: Manifest, folder: Path, paths: Collection[str] | None, old: Root, into: int
+    ) -> Usage | None:
+        """What it wrote, if nothing else is in the folder."""
         folders: list[Entry] = []
         if paths is None:
             entries = list(manifest.entries)
@@ -394,6 +397,7 @@ class LocalSnapshots:
                 raise FileConflict(
                     show(()), "a file is where the snapshot has a folder that leads to a path"
                 ) from error
+        return usage(entries) if paths is None else None
 
     def _lay_out(self, manifest: Manifest, folder: Path) -> str | None:
         """What a kernel loads from: small files as they are, the others as extents of packs."""

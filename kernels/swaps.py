@@ -7,10 +7,10 @@ import ctypes
 import fcntl
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 
-from kernels.paths import delete_tree, hidden_name, is_hidden
+from kernels.paths import delete_tree, hidden_name, is_hidden, open_anyway
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _RENAME_EXCHANGE = 2
@@ -23,7 +23,7 @@ _syncfs = getattr(_libc, "syncfs", None) if sys.platform == "linux" else None
 
 @contextmanager
 def building(parent: int) -> Iterator[tuple[bytes, int]]:
-    """A new folder and its descriptor; whatever has its name after the block is deleted."""
+    """A new folder and its descriptor; if it still has its name after the block, it is deleted."""
     name = hidden_name()
     try:
         with _alone(parent):  # who looks for what is left finds it locked, or not at all
@@ -49,15 +49,40 @@ def _alone(folder: int) -> Iterator[None]:
         fcntl.flock(folder, fcntl.LOCK_UN)
 
 
-def swap(parent: int, new: bytes, old: bytes) -> None:
-    """Afterwards each name stands for what the other one did, and that is on disk."""
+def replace(parent: int, new: bytes, lock: int, old: bytes) -> Callable[[], None]:
+    """Afterwards the folder `new`, locked by `lock`, has the name `old`, and that is on disk.
+
+    What is returned deletes the old folder, and must be called; if it never is, that one is left over from a crash.
+    """
+    trash = hidden_name()
+    with ExitStack() as undo:
+        fd = open_anyway(old, _FOLDER, parent)
+        undo.callback(os.close, fd)
+        kept = os.dup(parent)
+        undo.callback(os.close, kept)
+        with _alone(parent):
+            with suppress(BlockingIOError):  # a process of the session has locked it; two may delete it then
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _swap(parent, new, old)
+            os.rename(new, trash, src_dir_fd=parent, dst_dir_fd=parent)
+            os.fsync(parent)
+            fcntl.flock(lock, fcntl.LOCK_UN)  # the next one to replace it locks it
+        opened = undo.pop_all()
+
+    def delete() -> None:
+        with opened, suppress(OSError):  # a process that keeps adding files to it may win for now
+            delete_tree(trash, kept)
+
+    return delete
+
+
+def _swap(parent: int, new: bytes, old: bytes) -> None:
     if not _exchanged(parent, new, old):
         ready, kept = new + _READY, hidden_name()
         os.rename(new, ready, src_dir_fd=parent, dst_dir_fd=parent)
         os.rename(old, kept, src_dir_fd=parent, dst_dir_fd=parent)
         os.rename(ready, old, src_dir_fd=parent, dst_dir_fd=parent)
         os.rename(kept, new, src_dir_fd=parent, dst_dir_fd=parent)
-    os.fsync(parent)
 
 
 def _exchanged(parent: int, new: bytes, old: bytes) -> bool:

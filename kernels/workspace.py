@@ -53,6 +53,7 @@ class LocalWorkspace:
     def __init__(self, root: Path, quota_bytes: int | None, max_files: int = 250_000) -> None:
         self.root = self._root = root
         self._room = _Room(root, quota_bytes, max_files)
+        self._deleting = threading.Lock()
         with suppress(FileNotFoundError):
             parent = os.open(root.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
@@ -124,13 +125,25 @@ class LocalWorkspace:
             return await outcome(loop.run_in_executor(None, self._unpack, spool, ours, stopped), stopped.set)
 
     async def exchange(
-        self, build: Callable[[Root, int], None], *, over: bool, on_stage: Callable[[str], object] = lambda _: None
+        self,
+        build: Callable[[Root, int], Usage | None],
+        *,
+        over: bool,
+        on_stage: Callable[[str], object] = lambda _: None,
     ) -> Usage:
         """Everything becomes what `build` writes into an empty folder, at once. It is given the old one as well.
 
+        What it wrote is measured if `build` does not tell how much that is.
+
         Nothing else changes the workspace while it builds `over` what is there. What is on its way in arrives later.
+        The old files are deleted behind the answer.
         """
-        return await in_thread(self._exchange, build, over, on_stage)
+        loop = asyncio.get_running_loop()
+
+        def later(delete: Callable[[], None]) -> None:
+            loop.call_soon_threadsafe(lambda: loop.run_in_executor(None, delete))
+
+        return await in_thread(self._exchange, build, over, on_stage, later)
 
     async def remove(self) -> None:
         await in_thread(self._remove)
@@ -216,29 +229,42 @@ class LocalWorkspace:
             self._room.drop(name)
         return self._room.measure()
 
-    def _exchange(self, build: Callable[[Root, int], None], over: bool, on_stage: Callable[[str], object]) -> Usage:
+    def _exchange(
+        self,
+        build: Callable[[Root, int], Usage | None],
+        over: bool,
+        on_stage: Callable[[str], object],
+        later: Callable[[Callable[[], None]], object],
+    ) -> Usage:
         with ExitStack() as undo:
             parent = os.open(self._root.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             undo.callback(os.close, parent)
-            swaps.clean(parent)
+            with self._deleting:  # old files never pile up
+                swaps.clean(parent)
             name, folder = undo.enter_context(swaps.building(parent))
             if over:
                 undo.enter_context(self._room.change())
             with open_root(self._root) as old:
-                build(old, folder)
+                usage = build(old, folder)
                 os.fchmod(folder, stat.S_IMODE(os.fstat(old.fd).st_mode))
             on_stage("built")
             swaps.sync_all(folder)
             on_stage("synced")
             with self._room.change(), open_root(self._root) as old:
                 self._room.move_claims(old.fd, folder)
-                swaps.swap(parent, name, os.fsencode(self._root.name))
+                delete_old = swaps.replace(parent, name, folder, os.fsencode(self._root.name))
+                undo.callback(later, partial(self._delete_old, delete_old))
+                if usage is not None:
+                    self._room.start_anew(usage)
             on_stage("swapped")
-        on_stage("cleaned")
-        return self._room.measure()
+            return usage or self._room.measure()
+
+    def _delete_old(self, delete: Callable[[], None]) -> None:
+        with self._deleting:
+            delete()
 
     def _remove(self) -> None:
-        with self._room.change(), translated(""), suppress(FileNotFoundError):
+        with self._deleting, self._room.change(), translated(""), suppress(FileNotFoundError):
             parent = os.open(self._root.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 delete_tree(os.fsencode(self._root.name), parent)
@@ -296,6 +322,11 @@ class _Room:
     def drop(self, name: bytes) -> None:
         with self.lock:
             self._claims.pop(name, None)
+
+    def start_anew(self, used: Usage) -> None:
+        """The workspace holds this now, and what is on its way in."""
+        with self.lock:
+            self._used = used
 
     def move_claims(self, old: int, new: int) -> None:
         """What is on its way in goes on in another folder."""

@@ -1,5 +1,6 @@
 """What tests of files share."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,13 @@ class Vault:
             return await self.snapshots.save("one", snapshot_id, state=name, facts={})
 
     def leftovers(self) -> list[str]:
-        """Files that are neither a manifest nor named by one, in any place and on the way."""
+        """Files that are neither a manifest nor named by one, in any place and on the way; old files get time to go."""
+        end = time.monotonic() + 5
+        while (left := self._left()) and time.monotonic() < end:
+            time.sleep(0.01)
+        return left
+
+    def _left(self) -> list[str]:
         working = self.folder / "snapshots" / ".working"
         left = [str(path) for desk in working.glob("*") for path in desk.iterdir()]
         left += [str(path) for path in self.folder.glob("sessions/*/.workspace-*")]

@@ -135,7 +135,7 @@ def bomb() -> bytes:
     header.size = 1 << 40
     raw = io.BytesIO()
     with tarfile.open(fileobj=raw, mode="w") as tar:
-        name, data = with_manifest(replace(a_file(b"a", b""), size=1 << 40))
+        name, data = with_manifest(a_file(b"a", b"")._replace(size=1 << 40))
         first = tarfile.TarInfo(name)
         first.size = len(data)
         tar.addfile(first, io.BytesIO(data))
@@ -184,7 +184,7 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], type[KernelsError]]] = {
     "other size": (lambda: tarball(with_manifest(a_file(b"a", b"x")), ("files/a", b"xx")), BadArchive),
     "other name": (lambda: tarball(with_manifest(a_file(b"a", b"x")), ("files/../a", b"x")), BadArchive),
     "data in a hole": (
-        lambda: tarball(with_manifest(replace(a_file(b"a", b""), size=3)), ("files/a", b"\0x\0")),
+        lambda: tarball(with_manifest(a_file(b"a", b"")._replace(size=3)), ("files/a", b"\0x\0")),
         BadArchive,
     ),
     "no manifest": (lambda: tarball(("files/a", b"x")), BadArchive),

@@ -1,6 +1,7 @@
 """Snapshots of files and checkpoints: kept whole or not at all, whatever happens meanwhile."""
 
 import asyncio
+import fcntl
 import json
 import mmap
 import os
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from kernels import manifests, trees
+from kernels import manifests, swaps, trees
 from kernels.engines.local import LocalEngine
 from kernels.errors import (
     DamagedSnapshot,
@@ -599,6 +600,86 @@ async def test_a_cancelled_save_leaves_nothing(tmp_path: Path) -> None:
         await save
 
     assert vault.leftovers() == []
+
+
+async def test_a_restore_that_is_cancelled_at_its_end_leaves_no_old_files(tmp_path: Path) -> None:
+    reached, cancelled = threading.Event(), threading.Event()
+
+    def on_stage(stage: str) -> None:
+        if stage == "swapped":
+            reached.set()
+            cancelled.wait()
+
+    vault = Vault(tmp_path, on_stage=on_stage)
+    (vault.root() / "file").write_text("before")
+    await vault.save("first")
+    (vault.root() / "file").write_text("after")
+    restore = asyncio.ensure_future(vault.snapshots.restore_files("one", "first"))
+    await asyncio.to_thread(reached.wait)
+
+    restore.cancel()
+    cancelled.set()
+    with pytest.raises(asyncio.CancelledError):
+        await restore
+
+    assert (vault.root() / "file").read_text() == "before"
+    assert vault.leftovers() == []
+
+
+async def test_a_workspace_removed_right_after_a_restore_leaves_nothing(vault: Vault) -> None:
+    for number in range(500):
+        (vault.root() / str(number)).write_text("text")
+    await vault.save("first")
+
+    await vault.snapshots.restore_files("one", "first")
+    await (await vault.workspace()).remove()
+
+    assert os.listdir(vault.folder / "sessions" / "one") == []
+
+
+async def test_a_workspace_that_somebody_locked_is_restored_and_its_old_files_go(vault: Vault) -> None:
+    (vault.root() / "file").write_text("before")
+    await vault.save("first")
+    held = os.open(vault.root(), os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+
+    async with asyncio.timeout(5):
+        await vault.snapshots.restore_files("one", "first")
+
+    assert vault.leftovers() == []
+    os.close(held)
+
+
+REPLACE = """
+import os, sys
+from kernels import swaps
+
+parent = os.open(sys.argv[1], os.O_RDONLY)
+with swaps.building(parent) as (name, folder):
+    os.close(os.open("new", os.O_CREAT | os.O_WRONLY, dir_fd=folder))
+    delete = swaps.replace(parent, name, folder, b"workspace")
+print(flush=True)
+sys.stdin.read()
+"""
+
+
+def test_old_files_are_left_to_who_deletes_them_and_cleaned_when_that_one_is_killed(vault: Vault) -> None:
+    (vault.root() / "old").touch()
+    folder = vault.root().parent
+    parent = os.open(folder, os.O_RDONLY)
+    command = [sys.executable, "-c", REPLACE, str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"\n"
+
+        swaps.clean(parent)
+        assert [os.listdir(path) for path in folder.glob(".workspace-*")] == [["old"]]
+        process.kill()
+
+    swaps.clean(parent)
+    os.close(parent)
+    assert os.listdir(folder) == ["workspace"]
+    assert os.listdir(vault.root()) == ["new"]
 
 
 @pytest.mark.slow
