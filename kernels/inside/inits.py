@@ -69,9 +69,8 @@ def start(fd: int) -> int:
     """
     before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     capability = 1 << system.CAP_WAKE_ALARM
-    every = (1 << system.CAP_WAKE_ALARM + 6) - 1
     try:
-        system.set_capabilities("pid", every, capability)
+        system.set_capabilities("pid", system.permitted(), capability)
         system.prctl("pid", system.PR_CAP_AMBIENT, system.AMBIENT_RAISE, system.CAP_WAKE_ALARM)
         closed = [(os.POSIX_SPAWN_CLOSE, number) for number in range(3)]
         arguments = ["init", "infinity"]

@@ -29,7 +29,6 @@ PR_CAP_AMBIENT = 47
 AMBIENT_RAISE, AMBIENT_CLEAR = 2, 4
 
 LAST_CAPABILITY = 63  # as many as fit; the system refuses those that it does not know
-CAP_SYS_ADMIN = 21
 CAP_WAKE_ALARM = 35
 
 _AT_FDCWD = -100
@@ -136,13 +135,12 @@ def pivot_root(wall: str) -> None:
     os.chdir("/")
 
 
-def capable(capability: int) -> bool:
-    """Whether this thread may use a capability in its own user namespace."""
+def permitted() -> int:
+    """The capabilities that this thread may have, in its own user namespace, as bits."""
     header = bytes.fromhex("22050820") + bytes(4)  # version 3, this thread
     data = ctypes.create_string_buffer(24)
     call("capabilities", "capget", header, data)
-    low, high = int.from_bytes(data.raw[0:4], "little"), int.from_bytes(data.raw[12:16], "little")
-    return bool((low | high << 32) >> capability & 1)
+    return int.from_bytes(data.raw[4:8], "little") | int.from_bytes(data.raw[16:20], "little") << 32
 
 
 def set_capabilities(wall: str, capabilities: int, inheritable: int = 0) -> None:

@@ -8,6 +8,7 @@ means no walls. Runs inside the kernel.
 from __future__ import annotations
 
 import contextlib
+import fcntl  # nothing can be imported on the way: the interpreter may not be readable there
 import json
 import os
 import resource
@@ -63,9 +64,9 @@ def enter(read_only: Mapping[str, str] | None = None) -> None:
         system.move_mount("mount", tree, path)
         os.close(tree)
     # A program that is executed keeps them, as long as nothing takes them away.
-    every = (1 << _capability_count()) - 1
+    every = system.permitted()
     system.set_capabilities("user", every, every)
-    for capability in range(_capability_count()):
+    for capability in range(every.bit_length()):
         system.prctl("user", system.PR_CAP_AMBIENT, system.AMBIENT_RAISE, capability)
 
 
@@ -326,8 +327,6 @@ class _Middle:
 
 
 def _raise_loopback() -> None:
-    import fcntl
-
     up, running, set_flags = 0x1, 0x40, 0x8914
     request = b"lo".ljust(16, b"\0") + (up | running).to_bytes(2, "little") + bytes(22)
     try:
@@ -366,8 +365,3 @@ def _limit(limits: Mapping[str, Any]) -> None:
             resource.setrlimit(kind, (value, value))
         except (OSError, ValueError) as error:
             raise WallError("limits", f"setrlimit({kind}, {value}): {error}") from None
-
-
-def _capability_count() -> int:
-    with open("/proc/sys/kernel/cap_last_cap") as last:
-        return int(last.read()) + 1
