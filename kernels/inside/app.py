@@ -5,12 +5,11 @@ It has two threads: the main one runs cells, and that of the control channel doe
 
 from __future__ import annotations
 
-import asyncio
 import atexit
 import logging
 import sys
+from collections.abc import Callable
 from io import FileIO, TextIOWrapper
-from pathlib import Path
 from typing import Any
 
 import zmq
@@ -32,6 +31,7 @@ _LINGER_MS = 1000
 
 class GatewayKernelApp(IPKernelApp):
     hb_socket: Any = None
+    on_bound: Callable[[], None] = staticmethod(lambda: None)  # called once others can connect
     started_with: dict[str, str]  # the environment of the process in which it was built
 
     @default("session")
@@ -79,6 +79,7 @@ class GatewayKernelApp(IPKernelApp):
             self._bound(zmq.ROUTER, name) for name in ("shell", "stdin", "control", "hb")
         )
         iopub = self._bound(zmq.XPUB, "iopub")
+        self.on_bound()
         self.control_thread = ControlThread(daemon=True)
         loop = self.control_thread.io_loop.asyncio_loop
         self.iopub_thread.connect(iopub, self.control_thread.io_loop)

@@ -88,7 +88,7 @@ def _become_kernel(launcher: Any, walls: Any, app: Any, channel: socket.socket, 
         standing = walls.close(plan, by_path, hostname=order["hostname"], limits=order["limits"])
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # after all that clears it; its parent is the keeper
         channel.send(json.dumps({"walls": standing}).encode())
-        channel.close()
+        app.on_bound = channel.close  # who connects before there is something to connect to has to try again and again
         launcher.serve(app, identity)
     except Exception:
         os.write(log, traceback.format_exc().encode())  # what is at 1 and 2 may be what its cells print by now
