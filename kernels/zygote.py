@@ -125,8 +125,9 @@ class Forked:
             return
         except OSError:
             told = b""
-        if told:
-            self.walls = json.loads(told)["walls"]
+        message = json.loads(told or b"{}")
+        if "walls" in message:
+            self.walls = message["walls"]
         else:
             self._close()
 
