@@ -118,6 +118,8 @@ class Child:
             else:
                 self._start(output.fileno())
         self.waiting = asyncio.create_task(self._wait())
+        if forked is not None:
+            await forked.bound()
 
     async def _name(self, forked: Forked, output_fd: int) -> None:
         fork = self.order.fork or {}

@@ -317,9 +317,9 @@ class Keeper:
         self._children[kernel_id], self._owners[kernel_id] = child, gateway
         try:
             writer = JournalWriter(self._folders.journals / kernel_id, order.journal_bytes)
-            self._journalings[kernel_id] = Journaling(self._context, child, writer, lambda: self._heard(child))
             self._write_down(child)  # before it runs: after our death it is found by its mark
             await child.launch(forked)
+            self._journalings[kernel_id] = Journaling(self._context, child, writer, lambda: self._heard(child))
         except BaseException:
             self._drop(child)
             self._folders.forget(kernel_id)

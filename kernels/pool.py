@@ -30,7 +30,6 @@ _END_AFTER_S = 3600.0
 _LEAST_FREE = 0.05  # of the machine's memory; with less nothing is kept ready
 _MOST_ENVIRONMENTS = 16
 _MOST_INSTALLED = 5000
-_MOST_UIDS = 2**24
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +39,8 @@ class Wanted:
     environment: Environment
     watched: tuple[str, ...]
     size: int  # how many to keep ready
-    plan: Mapping[str, Any] = field(default_factory=dict)  # of its walls; `uid` is the lowest that may be given
+    plan: Mapping[str, Any] = field(default_factory=dict)  # of its walls
+    uids: range = range(0)  # users of which each kernel becomes one; none to stay who we are
     behind: Behind = field(default_factory=Behind)
     installed: str = ""  # a folder of packages that come before those of the environment
 
@@ -55,16 +55,14 @@ class Wanted:
             tuple(told["watched"]),
             int(told["size"]),
             told.get("plan") or {},
+            range(*told.get("uids") or (0,)),
             Behind(**(told.get("behind") or {})),
             str(overlay.get("site_packages", "")),
         )
 
     def new_plan(self) -> dict[str, Any]:
         """With a user id that no other session has, as far as chance goes."""
-        plan = dict(self.plan)
-        if plan.get("uid") is not None:
-            plan["uid"] += secrets.randbelow(_MOST_UIDS)
-        return plan
+        return {**self.plan, "uid": self.uids[secrets.randbelow(len(self.uids))]} if self.uids else dict(self.plan)
 
     @property
     def key(self) -> str:

@@ -106,7 +106,10 @@ def _probed(folder: Path, uids: range) -> dict[str, str]:
     """The walls that can't be put up, and why."""
     if sys.platform != "linux":
         return dict.fromkeys((*NAMESPACES, *FURTHER), f"{sys.platform} has no walls of this kind")
-    order = {"plan": _full_plan([INSIDE, *interpreter_paths(Path(sys.executable))], uids[0] if uids else None), "folder": str(folder)}
+    order = {
+        "plan": _full_plan([INSIDE, *interpreter_paths(Path(sys.executable))], uids[0] if uids else None),
+        "folder": str(folder),
+    }
     try:
         tried = subprocess.run(  # noqa: S603 - our own script
             [sys.executable, "-I", "-S", str(INSIDE / "probe.py"), json.dumps(order)],

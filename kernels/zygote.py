@@ -24,6 +24,7 @@ from kernels.processes import MARK
 _SCRIPT = Path(__file__).parent / "inside" / "zygote.py"
 _START_S = 30.0
 _FORK_S = 10.0
+_BIND_S = 5.0
 _AT_ONCE = 16  # forks that are asked for before the first is answered
 _MESSAGE_BYTES = 65_536
 _MOST_FDS = 64
@@ -76,6 +77,7 @@ class Forked:
         self._user_ns = user_ns
         self.on_end: Callable[[], None] = lambda: None
         self._channel = channel
+        self._bound = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._over: asyncio.Future[None] = self._loop.create_future()
         self._pidfd = os.pidfd_open(pid)  # it is our child: until we reap it, nobody else can have its number
@@ -108,14 +110,32 @@ class Forked:
         finally:
             for fd in (file, *trees.values()):
                 os.close(fd)
-        self._loop.add_reader(self._channel, self._close)  # it answers, or ends: until then it may ask if we are there
+        self._loop.add_reader(self._channel, self._hear)
+
+    async def bound(self) -> None:
+        """Wait until it can be connected to, or has ended; not for long."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_BIND_S):
+                await self._bound.wait()
+
+    def _hear(self) -> None:
+        try:
+            told = self._channel.recv(_MESSAGE_BYTES, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+        except OSError:
+            told = b""
+        message = json.loads(told or b"{}")
+        if "walls" in message:
+            self.walls = message["walls"]
+        else:
+            self._close()
 
     def _close(self) -> None:
         if self._channel.fileno() < 0:
             return
+        self._bound.set()
         self._loop.remove_reader(self._channel)
-        with contextlib.suppress(OSError, ValueError):
-            self.walls = json.loads(self._channel.recv(_MESSAGE_BYTES, socket.MSG_DONTWAIT))["walls"]
         self._channel.close()
         if self._user_ns is not None:
             os.close(self._user_ns)

@@ -8,9 +8,10 @@ from __future__ import annotations
 import asyncio
 import atexit
 import logging
+import os
 import sys
+from collections.abc import Callable
 from io import FileIO, TextIOWrapper
-from pathlib import Path
 from typing import Any
 
 import zmq
@@ -32,7 +33,9 @@ _LINGER_MS = 1000
 
 class GatewayKernelApp(IPKernelApp):
     hb_socket: Any = None
-    started_with: dict[str, str]  # the environment of the process in which it was built
+    on_bound: Callable[[], None] = staticmethod(lambda: None)  # called once others can connect
+    started_with: dict[str, str]  # the environment of the process in which it was built,
+    added_to_environ: dict[str, str]  # and what the interpreter and its libraries put there themselves
 
     @default("session")
     def _bounded_session(self) -> Session:
@@ -74,11 +77,13 @@ class GatewayKernelApp(IPKernelApp):
     def connect(self) -> None:
         """Open the sockets that the connection file names; nothing is said before `start`."""
         self.init_signal()
+        asyncio.set_event_loop(asyncio.new_event_loop())
         self.context = zmq.Context()
         self.shell_socket, self.stdin_socket, self.control_socket, self.hb_socket = (
             self._bound(zmq.ROUTER, name) for name in ("shell", "stdin", "control", "hb")
         )
         iopub = self._bound(zmq.XPUB, "iopub")
+        self.on_bound()
         self.control_thread = ControlThread(daemon=True)
         loop = self.control_thread.io_loop.asyncio_loop
         self.iopub_thread.connect(iopub, self.control_thread.io_loop)
@@ -105,6 +110,11 @@ class GatewayKernelApp(IPKernelApp):
     def apply_curve(self, socket: Any, side: str) -> None:
         """Encrypt, if the connection says so."""
         getattr(self, f"_apply_curve_{side}_options", lambda _: None)(socket)
+
+    def excepthook(self, etype: Any, evalue: Any, tb: Any) -> None:
+        if isinstance(sys.stderr, BoundedStream) and sys.stderr._should_watch:  # which nobody may read any more
+            os.dup2(sys.stderr._original_stdstream_copy, sys.stderr._original_stdstream_fd)
+        super().excepthook(etype, evalue, tb)
 
     def _log_to(self, fd: int) -> None:
         for handler in self.log.handlers:
@@ -141,11 +151,14 @@ class GatewayKernelApp(IPKernelApp):
         """Send what is still to be sent, and close everything."""
         sys.stdout.flush()
         sys.stderr.flush()
+        streams = [it for it in (sys.stdout, sys.stderr) if isinstance(it, BoundedStream)]
         self.reset_io()
         self.iopub_thread.stop()
         if self.control_thread is not None and self.control_thread.is_alive():
             self.control_thread.stop()
             self.control_thread.join(_LINGER_MS / 1000)
+        for stream in streams:
+            stream.close()
         kernel = self.kernel
         if kernel.shell_channel_thread is not None:
             kernel.shell_channel_thread.close()

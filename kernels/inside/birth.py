@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import atexit
 import contextlib
 import ctypes
@@ -17,7 +16,7 @@ from typing import Any
 
 from . import identity as identities
 from .app import GatewayKernelApp
-from .checkpoint_settings import remember_start
+from .checkpoint_settings import first_environ, remember_start
 from .warmup import warm_up
 
 _PR_SET_THP_DISABLE = 41
@@ -27,7 +26,7 @@ _LAUNCHER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "launcher.p
 def build(preloads: list[str]) -> GatewayKernelApp:
     """See the launcher."""
     ctypes.CDLL(None).prctl(_PR_SET_THP_DISABLE, 1, 0, 0, 0)  # or a page that is written to costs 2 MB
-    started_with = dict(os.environ)
+    started_with = first_environ()
     nowhere = tempfile.mkdtemp(prefix="session-gateway-")
     os.environ.update(HOME=nowhere, IPYTHONDIR=nowhere)
     try:
@@ -45,6 +44,9 @@ def build(preloads: list[str]) -> GatewayKernelApp:
     finally:
         shutil.rmtree(nowhere, ignore_errors=True)
     app.started_with = started_with
+    app.added_to_environ = {name: value for name, value in os.environ.items() if name not in started_with}
+    for name in ("HOME", "IPYTHONDIR"):
+        app.added_to_environ.pop(name, None)
     gc.collect()
     gc.disable()
     gc.freeze()
@@ -61,12 +63,12 @@ def serve(app: GatewayKernelApp, identity: dict[str, Any]) -> None:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with open(fd, "w") as file:
             json.dump(connection, file)
-    if identities.why_not_forked(identity, app.started_with) is not None:
+    if (reason := identities.why_not_forked(identity, app.started_with)) is not None:
+        print(f"An ordinary start, because of {reason}.", file=sys.__stderr__, flush=True)
         identities.start_anew(identity, _LAUNCHER)
     identities.take_on(app, identity, _LAUNCHER)
     app.connection_file = path
     app.load_connection_info(connection)
-    asyncio.set_event_loop(asyncio.new_event_loop())
     app.connect()
     atexit.register(app.close)
     remember_start(app.shell)

@@ -31,11 +31,11 @@ def remember_start(shell: Any) -> None:
 def started_with(shell: Any) -> dict[str, Any]:
     start: dict[str, Any] | None = getattr(shell, _START, None)
     if start is None:
-        start = {"environ": _first_environ(), "path": []}
+        start = {"environ": first_environ(), "path": []}
     return start
 
 
-def _first_environ() -> dict[str, str]:
+def first_environ() -> dict[str, str]:
     try:
         with open("/proc/self/environ", "rb") as file:
             pairs = [os.fsdecode(pair).partition("=") for pair in file.read().split(b"\0") if pair]

@@ -56,6 +56,7 @@ def _ipython_dir(env: dict[str, str]) -> str:
 def take_on(app: Any, identity: dict[str, Any], launcher: str) -> None:
     """Environment, place, packages and randomness."""
     os.environ.clear()
+    os.environ.update(app.added_to_environ)
     os.environ.update(identity["env"])
     time.tzset()
     os.chdir(identity["cwd"])
@@ -122,7 +123,7 @@ def _take_place(app: Any, identity: dict[str, Any]) -> None:
     shell = app.shell
     folder = _ipython_dir(identity["env"])
     app.ipython_dir = shell.ipython_dir = folder
-    app.profile_dir._location_isset = False  # it may be set once a process
+    app.profile_dir._location_isset = False
     app.profile_dir.location = os.path.join(folder, "profile_default")
     if hasattr(shell, "_db"):
         shell._db = None
@@ -130,7 +131,6 @@ def _take_place(app: Any, identity: dict[str, Any]) -> None:
     shell.starting_dir = os.getcwd()
     shell.history_manager.dir_hist[:] = [importlib.import_module("pathlib").Path.cwd()]
     shell.init_environment()
-    os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")
 
 
 def renew(app: Any) -> None:

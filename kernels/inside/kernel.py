@@ -20,6 +20,7 @@ from typing import Any
 import zmq
 from ipykernel.ipkernel import IPythonKernel
 from IPython.core.interactiveshell import InteractiveShell
+from tornado import ioloop
 from zmq.eventloop.zmqstream import ZMQStream
 
 from .between_cells import BetweenCells
@@ -63,7 +64,7 @@ class GatewayKernel(IPythonKernel):
         """Like ipykernel's, but for the debugger, which is made ready by its first request."""
         self.shell.exit_now = False
         self.shell_channel_thread = ShellChannel(
-            self, self._shell_socket, asyncio.get_event_loop_policy().get_event_loop(), self.context
+            self, self._shell_socket, ioloop.IOLoop.current().asyncio_loop, self.context
         )
         super(IPythonKernel, self).start()
         self.between_cells.begin(self.io_loop, self.context)

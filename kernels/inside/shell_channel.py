@@ -16,6 +16,7 @@ import zmq
 from ipykernel.thread import SHELL_CHANNEL_THREAD_NAME, BaseThread
 
 from .publisher import deliver
+from .undisturbed import undisturbed
 
 _DELIMITER = b"<IDS|MSG>"
 
@@ -102,14 +103,11 @@ class ShellChannel:
             loop.call_soon_threadsafe(self._read)
 
     def abort(self, subshell_id: str | None) -> None:
-        """Have the kernel know when all that has come until now was refused."""
-        loop = self._loop if subshell_id is None else self._subshells[subshell_id].io_loop.asyncio_loop
-        loop.call_soon_threadsafe(self._end_abort, subshell_id)
-
-    def _end_abort(self, subshell_id: str | None) -> None:
-        self._read()
-        if subshell_id is None or subshell_id in self._subshells:
-            self._begin([zmq.Frame(b"stop aborting")], subshell_id)
+        """Have the kernel know when all that has come until now was refused. Called by the thread that refuses it."""
+        with undisturbed():
+            self._read()
+            if subshell_id is None or subshell_id in self._subshells:
+                self._begin([zmq.Frame(b"stop aborting")], subshell_id)
 
     def flush(self, flag: int = zmq.POLLIN, limit: int | None = None) -> int:
         return self._read()

@@ -7,6 +7,7 @@ session: each child gets what it is to be from the keeper itself, over a socket 
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib.util
 import json
 import os
@@ -32,6 +33,7 @@ _PR_SET_NAME = 15
 
 def main(control: socket.socket, preloads: list[str]) -> None:
     """Serve until the keeper is gone. Returns in a child too, when the kernel that it became was shut down."""
+    control.set_inheritable(False)
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     _prctl(_PR_SET_NAME, b"kernel-zygote")
     launcher = _launcher()
@@ -88,11 +90,17 @@ def _become_kernel(launcher: Any, walls: Any, app: Any, channel: socket.socket, 
         standing = walls.close(plan, by_path, hostname=order["hostname"], limits=order["limits"])
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # after all that clears it; its parent is the keeper
         channel.send(json.dumps({"walls": standing}).encode())
-        channel.close()
+        app.on_bound = functools.partial(_tell_bound, channel)
         launcher.serve(app, identity)
     except Exception:
         os.write(log, traceback.format_exc().encode())  # what is at 1 and 2 may be what its cells print by now
         os._exit(1)
+
+
+def _tell_bound(channel: socket.socket) -> None:
+    """Who connects before there is something to connect to has to try again, and again."""
+    channel.send(json.dumps({"bound": True}).encode())
+    channel.close()
 
 
 def _receive(channel: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
