@@ -31,12 +31,16 @@ _PROBE_TIMEOUT_S = 30.0
 
 # All that a session sees of /etc: what programs look up, none of it a secret. Not who may log in (passwd, shadow, ssh,
 # sudoers), and not what services are told (their own folders).
-_ETC = """
-    alternatives bash.bashrc ca-certificates ca-certificates.conf crypto-policies debian_version fonts gai.conf
-    host.conf inputrc java-* ld.so.cache ld.so.conf ld.so.conf.d locale.alias locale.conf locale.gen localtime magic
-    magic.mime mailcap matplotlibrc mime.types networks nsswitch.conf OpenCL openmpi os-release pki profile protocols
-    R python3 python3.* rpc services ssl/certs ssl/cert.pem ssl/openssl.cnf terminfo timezone vulkan xml
-""".split()
+# fmt: off
+_ETC = (
+    "alternatives", "bash.bashrc", "ca-certificates", "ca-certificates.conf", "crypto-policies", "debian_version",
+    "fonts", "gai.conf", "host.conf", "inputrc", "java-*", "ld.so.cache", "ld.so.conf", "ld.so.conf.d",
+    "locale.alias", "locale.conf", "locale.gen", "localtime", "magic", "magic.mime", "mailcap", "matplotlibrc",
+    "mime.types", "networks", "nsswitch.conf", "OpenCL", "openmpi", "os-release", "pki", "profile", "protocols",
+    "R", "python3", "python3.*", "rpc", "services", "ssl/certs", "ssl/cert.pem", "ssl/openssl.cnf", "terminfo",
+    "timezone", "vulkan", "xml",
+)
+# fmt: on
 _ETC_WITH_NETWORK = ("hosts", "pip.conf", "resolv.conf")
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/nix/store", "/gnu/store")
 _SYS = ("/sys/devices/system/cpu", "/sys/devices/system/node")
@@ -137,7 +141,7 @@ def plan(
     if sys.platform != "linux":
         return {}
     shared = network == "host"
-    rest = {
+    rest: dict[str, Any] = {
         "abstract_sockets": "own" if shared and host.stands("abstract-sockets") else "",
         "seccomp": host.stands("seccomp"),
         "cgroups": [],
@@ -168,7 +172,7 @@ def plan(
 
 
 def interpreter_paths(python: Path) -> list[Path]:
-    """What a Python needs to read: its own prefix and, of a virtual environment, that of the Python it was made with."""
+    """What a Python needs to read: its own prefix and, of a virtual environment, that of its Python."""
     prefixes = [Path(os.path.abspath(python)).parent.parent, Path(os.path.realpath(python)).parent.parent]
     return [path for path in dict.fromkeys(prefixes) if path != Path("/")]
 

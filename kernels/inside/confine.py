@@ -104,7 +104,7 @@ def _become(walls: Any, order: dict[str, Any], argv: list[str], theirs: socket.s
         theirs.send(json.dumps(["confine", f"{type(error).__name__}: {error}"]).encode())
         os._exit(_NO_WALLS)
     try:
-        os.execvp(argv[0], argv)
+        os.execvp(argv[0], argv)  # noqa: S606 - that is the work
     except OSError as error:
         print(f"{argv[0]}: {error.strerror}", file=sys.stderr, flush=True)
     os._exit(_NO_PROGRAM)
@@ -117,8 +117,8 @@ def _accompany(forked: Any) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(forked.pid, number)
 
-    for number in _PASSED_ON:
-        signal.signal(number, pass_on)
+    for passed in _PASSED_ON:
+        signal.signal(passed, pass_on)
     status = os.waitpid(forked.pid, 0)[1]
     if forked.init_pid is not None:
         os.kill(forked.init_pid, signal.SIGKILL)

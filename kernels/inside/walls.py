@@ -80,7 +80,8 @@ def fork(plan: Plan, before_exit: Callable[[], None] | None = None) -> Forked | 
     middle = os.fork()
     if middle == 0:
         ours.close()
-        return _Middle(plan, theirs, program, before_exit).fork()
+        _Middle(plan, theirs, program, before_exit).fork()
+        return None
     theirs.close()
     try:
         forked = _accompany(plan, middle, ours)
