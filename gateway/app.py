@@ -240,6 +240,7 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
                 await supervisor.look_for_kept()
                 await supervisor.beat()
                 background.spawn(services.snapshots.clear_unborn())
+                background.spawn(services.sessions.make_ready())
                 server = Server(
                     _application(services), xheaders=False, max_buffer_size=64 * 2**20, max_header_size=2**18
                 )

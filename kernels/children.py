@@ -13,7 +13,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -21,9 +21,10 @@ from uuid import uuid4
 import psutil
 import zmq
 
-from kernels import processes
+from kernels import cgroups, confined, processes
 from kernels.engine import Exit, Walls
 from kernels.errors import StartFailed
+from kernels.inherited import Inherited, Uids
 from kernels.journal import JournalWriter
 from kernels.logs import Log
 from kernels.processes import MARK
@@ -51,6 +52,11 @@ class Order:
     journal_bytes: int
     about: dict[str, Any]  # what whoever adopts it must know; of no interest here
     fork: dict[str, Any] | None = None  # what it can be forked from, if it can
+    confine: dict[str, Any] = field(
+        default_factory=dict
+    )  # `plan` of its walls, what is `behind`, and what is `missing`
+    cpus: float | None = None
+    pids: int | None = None
 
 
 class Started:
@@ -70,7 +76,15 @@ class Started:
 class Child:
     """A kernel that runs, or that has ended and is not settled yet. Made by `start`."""
 
-    def __init__(self, order: Order, connection: dict[str, Any], folder: Path) -> None:
+    def __init__(
+        self,
+        order: Order,
+        connection: dict[str, Any],
+        folder: Path,
+        *,
+        group: cgroups.Group | None = None,
+        uids: Uids | None = None,
+    ) -> None:
         self.id = order.kernel_id
         self.order = order
         self.connection = connection
@@ -82,7 +96,9 @@ class Child:
         self.walls = Walls()
         self.mark = f"{MARK}={order.kernel_id}"
         self._folder = folder
-        self._process: Started | Forked | None = None
+        self._process: Started | Inherited | None = None
+        self._group = group
+        self._uids = uids or Uids()
         self._oom_kills = processes.oom_kills()
         self._out_of_memory = False
         self._kill_reason: str | None = None
@@ -101,8 +117,12 @@ class Child:
         """Of processes that are ours to reap."""
         if self._process is None:
             return []
-        init_pid = self._process.init_pid if isinstance(self._process, Forked) else None
-        return [self._process.pid] if init_pid is None else [self._process.pid, init_pid]
+        return self._process.pids if isinstance(self._process, Inherited) else [self._process.pid]
+
+    @property
+    def watched(self) -> bool:
+        """Whether somebody has to see to its memory: the system does where it has a group of its own."""
+        return self._group is None and self.order.memory_bytes is not None
 
     async def launch(self, forked: Forked | None = None) -> None:
         """Give what was forked its name, or start it the ordinary way. Raises `StartFailed`."""
@@ -115,11 +135,16 @@ class Child:
             self.log_start = os.fstat(output.fileno()).st_size
             if forked is not None:
                 await self._name(forked, output.fileno())
+            elif self.order.confine.get("plan"):
+                await self._confine(output.fileno())
             else:
                 self._start(output.fileno())
         self.waiting = asyncio.create_task(self._wait())
         if forked is not None:
             await forked.bound()
+        standing = self._process.walls if isinstance(self._process, Inherited) else []
+        groups = ["cgroup"] if self._group is not None else []
+        self.walls = Walls((*standing, *groups), self.order.confine.get("missing", {}))
 
     async def _name(self, forked: Forked, output_fd: int) -> None:
         fork = self.order.fork or {}
@@ -131,45 +156,91 @@ class Child:
             "overlay": fork.get("overlay"),
             "mark": self.mark.partition("=")[2],
         }
+        behind = dict(self.order.confine.get("behind") or {})
+        if behind.get("trees"):
+            behind["trees"] = {**behind["trees"], str(self._folder): "rw"}
         try:
-            await forked.name(identity, output_fd, Behind(**(fork.get("behind") or {})))
-        except ZygoteFailed as error:
+            if self._group is not None:
+                for pid in forked.pids:
+                    self._group.add(pid)
+            await forked.name(identity, output_fd, Behind(**behind))
+        except (ZygoteFailed, OSError) as error:
             raise StartFailed(str(error)) from None
         self._process = forked
 
-    def _start(self, output_fd: int) -> None:
+    async def _confine(self, output_fd: int) -> None:
+        confine, behind = self.order.confine, self.order.confine["behind"]
+        groups = [str(folder) for folder in self._group.folders] if self._group is not None else []
+        order = {
+            "plan": {**confine["plan"], "cgroups": groups},
+            "trees": {**behind["trees"], str(self._folder): "rw"},
+            "limits": behind["limits"],
+            "hostname": behind["hostname"],
+            "cwd": self.order.cwd,
+        }
+        self._process = await confined.start(
+            self._command(), order, env=self._env(), output_fd=output_fd, uids=self._uids
+        )
+
+    def _command(self) -> list[str]:
+        """With its connection file, which is written."""
         file = self._folder / "kernel.json"
         file.touch(mode=0o600)
         file.write_text(json.dumps(self.connection))
-        argv = [part.replace("{connection_file}", str(file)) for part in self.order.argv]
-        env = {**self.order.env, "JPY_PARENT_PID": str(os.getpid())}
+        return [part.replace("{connection_file}", str(file)) for part in self.order.argv]
+
+    def _env(self) -> dict[str, str]:
+        return {**self.order.env, "JPY_PARENT_PID": str(os.getpid())}
+
+    def _start(self, output_fd: int) -> None:
         try:
             process = subprocess.Popen(  # noqa: S603 - starting what a kernelspec names is the work
-                argv, env=env, cwd=self.order.cwd, stdin=subprocess.DEVNULL, stdout=output_fd, stderr=output_fd,
+                self._command(), env=self._env(), cwd=self.order.cwd, stdin=subprocess.DEVNULL, stdout=output_fd, stderr=output_fd,
                 start_new_session=True,
             )  # fmt: skip
         except (OSError, ValueError) as error:
             name = self.connection["kernel_name"]
             raise StartFailed(f"The kernel {name!r} does not start: {error}") from None
         self._process = Started(process)
+        if self._group is not None:
+            with contextlib.suppress(OSError):  # it may have ended
+                self._group.add(process.pid)
 
     async def _wait(self) -> Exit:
         assert self._process is not None
         await self._process.unreaped()
-        if not (isinstance(self._process, Forked) and self._process.exact):
+        if not (isinstance(self._process, Inherited) and self._process.exact):
             await asyncio.to_thread(processes.end_family, self.pid, self.mark)
-        return self._exit(self._process.reap())
+        exit_ = self._exit(self._process.reap())
+        await self.end_group()
+        return exit_
+
+    async def end_group(self) -> None:
+        if self._group is not None:
+            try:
+                await asyncio.to_thread(self._group.end)
+            except OSError as error:
+                log.warning("The group of kernel %s stays: %s", self.id, error)
 
     def _exit(self, code: int) -> Exit:
         if self._out_of_memory:
             return Exit(signal=signal.SIGKILL, out_of_memory=True, reason=self._kill_reason or "")
         if self._kill_reason is not None:
             return Exit(signal=signal.SIGKILL, reason=self._kill_reason)
+        if code == -signal.SIGKILL and self._group is not None and self._oom_killed():
+            limit = self.order.memory_bytes or 0
+            reason = f"Out of memory: the session used all of its {limit:,} bytes."
+            return Exit(signal=-code, out_of_memory=True, reason=reason)
         if code >= 0:
             return Exit(code=code, reason=f"The kernel exited with code {code}.")
         if -code == signal.SIGKILL and processes.oom_kills() > self._oom_kills:
             return Exit(signal=-code, out_of_memory=True, reason="Out of memory: the system killed the kernel.")
         return Exit(signal=-code, reason=f"The kernel was ended by signal {-code} ({processes.signal_name(-code)}).")
+
+    def _oom_killed(self) -> bool:
+        with contextlib.suppress(OSError):
+            return self._group is not None and self._group.oom_kills() > 0
+        return False
 
     async def ended(self) -> Exit:
         return await asyncio.shield(self.waiting)
@@ -186,7 +257,7 @@ class Child:
             if self._kill_reason is None:
                 self._kill_reason = reason
             assert self._process is not None
-            if isinstance(self._process, Forked) and self._process.exact:
+            if isinstance(self._process, Inherited) and self._process.exact:
                 self._process.kill()
             else:
                 await asyncio.shield(asyncio.to_thread(processes.end_family, self.pid, self.mark))
@@ -323,7 +394,7 @@ class MemoryWatch:
             await asyncio.sleep(0.25)
             turn += 1
             for child in list(self._children.values()):
-                if child.order.memory_bytes is None or not child.running:
+                if not child.watched or child.order.memory_bytes is None or not child.running:
                     continue
                 try:
                     await self._look(child, child.order.memory_bytes, always=turn % 20 == 0)

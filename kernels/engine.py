@@ -326,7 +326,9 @@ class Engine(Protocol):
         """
         ...
 
-    async def prepare(self, spec: Kernelspec, preloads: tuple[str, ...] = ()) -> None:
+    async def prepare(
+        self, spec: Kernelspec, network: Literal["none", "host"] = "host", preloads: tuple[str, ...] = ()
+    ) -> None:
         """Have whatever makes starting such kernels fast made ready, in its own time; what fails fails then."""
         ...
 

@@ -27,9 +27,11 @@ from uuid import uuid4
 
 import zmq
 
+from kernels import cgroups
 from kernels.children import Child, Journaling, MemoryWatch, Order, connection_at
 from kernels.engine import Exit
 from kernels.errors import KernelGone, KernelsError, Refused, StartFailed
+from kernels.inherited import Uids
 from kernels.journal import JournalWriter
 from kernels.logs import Log
 from kernels.orphans import Orphans
@@ -54,7 +56,19 @@ def version() -> str:
     """Differs when keepers do: of the protocol, and of the code that they run."""
     digest = hashlib.blake2s(str(PROTOCOL).encode(), digest_size=8)
     here = Path(__file__).parent
-    for name in ("children", "journal", "keeper", "logs", "orphans", "pool", "processes", "zygote"):
+    for name in (
+        "cgroups",
+        "children",
+        "confined",
+        "inherited",
+        "journal",
+        "keeper",
+        "logs",
+        "orphans",
+        "pool",
+        "processes",
+        "zygote",
+    ):
         digest.update((here / f"{name}.py").read_bytes())
     for path in sorted((here / "inside").glob("*.py")):  # a zygote holds on to what it has read of them
         digest.update(path.read_bytes())
@@ -126,6 +140,9 @@ class Keeper:
         self._epoch = 0
         self._retiring = False
         self._forks = False  # whether this system can fork kernels
+        self._launching = 0  # what is started meanwhile may become our child before we hear of it
+        self._uids = Uids()
+        self._groups: cgroups.Hierarchy | None = None
         self._over = asyncio.Event()
         self._lock: int | None = None
         self._runtime: Path
@@ -146,7 +163,7 @@ class Keeper:
         try:
             with _context() as self._context:
                 async with asyncio.TaskGroup() as self._tasks:
-                    self._pools = Pools(self._runtime / "nobody", self._tasks)
+                    self._pools = Pools(self._runtime / "nobody", self._tasks, self._uids)
                     await self._serve(announcement, ready)
         finally:
             announcement.unlink(missing_ok=True)
@@ -156,6 +173,9 @@ class Keeper:
     async def _serve(self, announcement: Path, ready: Callable[[], None]) -> None:
         address = str(self._runtime / "keeper")
         server = await asyncio.start_unix_server(self._connected, address, limit=LINE_BYTES)
+        self._groups, _ = cgroups.found()
+        if self._groups is not None:
+            self._groups.sweep()
         self._forks = be_subreaper()
         if not self._forks:
             log.info("This system can't have a process take in orphans: kernels are started one by one")
@@ -188,7 +208,7 @@ class Keeper:
 
     def _own_pids(self) -> set[int] | None:
         """Of children that somebody waits for; None while there may be one that we have not heard of."""
-        if self._pools.forking:
+        if self._pools.forking or self._launching:
             return None
         return {pid for child in self._children.values() for pid in child.pids} | set(self._pools.pids)
 
@@ -313,18 +333,36 @@ class Keeper:
         """Raises `StartFailed`; then nothing of it stays, and what was forked is still the caller's."""
         kernel_id = order.kernel_id
         folder = self._runtime / kernel_id.replace("-", "")[:12]
-        child = Child(order, connection_at(folder, kernel_name), folder)
+        connection = connection_at(folder, kernel_name)
+        child = Child(order, connection, folder, group=self._new_group(order), uids=self._uids)
         self._children[kernel_id], self._owners[kernel_id] = child, gateway
         try:
             writer = JournalWriter(self._folders.journals / kernel_id, order.journal_bytes)
             self._write_down(child)  # before it runs: after our death it is found by its mark
-            await child.launch(forked)
+            self._launching += 1
+            try:
+                await child.launch(forked)
+            finally:
+                self._launching -= 1
             self._journalings[kernel_id] = Journaling(self._context, child, writer, lambda: self._heard(child))
         except BaseException:
             self._drop(child)
             self._folders.forget(kernel_id)
+            await child.end_group()
             raise
         return child
+
+    def _new_group(self, order: Order) -> cgroups.Group | None:
+        """None where there can be none; then its memory is watched, and its other limits are the system's."""
+        if self._groups is None:
+            return None
+        try:
+            group = self._groups.group(order.kernel_id)
+            group.limit(cgroups.Limits(memory_bytes=order.memory_bytes, processes=order.pids, cpus=order.cpus))
+        except OSError as error:
+            log.warning("Kernel %s has no group of its own: %s", order.kernel_id, error)
+            return None
+        return group
 
     async def _forked(self, order: Order) -> Forked | None:
         """None if it is to be started the ordinary way."""

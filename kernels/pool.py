@@ -8,7 +8,6 @@ import hashlib
 import json
 import logging
 import os
-import secrets
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
@@ -16,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kernels.inherited import Uids
 from kernels.zygote import Behind, Environment, Forked, Zygote, ZygoteFailed
 
 log = logging.getLogger(__name__)
@@ -39,8 +39,7 @@ class Wanted:
     environment: Environment
     watched: tuple[str, ...]
     size: int  # how many to keep ready
-    plan: Mapping[str, Any] = field(default_factory=dict)  # of its walls
-    uids: range = range(0)  # users of which each kernel becomes one; none to stay who we are
+    plan: Mapping[str, Any] = field(default_factory=dict)  # of its walls; with `uids` each becomes one of these users
     behind: Behind = field(default_factory=Behind)
     installed: str = ""  # a folder of packages that come before those of the environment
 
@@ -55,14 +54,9 @@ class Wanted:
             tuple(told["watched"]),
             int(told["size"]),
             told.get("plan") or {},
-            range(*told.get("uids") or (0,)),
             Behind(**(told.get("behind") or {})),
             str(overlay.get("site_packages", "")),
         )
-
-    def new_plan(self) -> dict[str, Any]:
-        """With a user id that no other session has, as far as chance goes."""
-        return {**self.plan, "uid": self.uids[secrets.randbelow(len(self.uids))]} if self.uids else dict(self.plan)
 
     @property
     def key(self) -> str:
@@ -74,13 +68,14 @@ class Wanted:
 class Pool:
     """Of one environment. `serve` does the work, `take` hands it out."""
 
-    def __init__(self, wanted: Wanted, home: Path) -> None:
+    def __init__(self, wanted: Wanted, home: Path, uids: Uids) -> None:
         self.wanted = wanted
         self.name = f"{wanted.environment.argv[0]} {' '.join(wanted.environment.preloads)}".strip()
         self.zygote: Zygote | None = None
         self.modules: frozenset[str] = frozenset()  # what every kernel of it has imported
         self.used_at = time.monotonic()
         self._home = home
+        self._uids = uids
         self._ready: deque[Forked] = deque()
         self._settled = asyncio.Event()  # there is a zygote, or it is known that there is none for now
         self._wake = asyncio.Event()
@@ -109,10 +104,20 @@ class Pool:
                 await asyncio.sleep(_NOTICED_S)  # by then it is noticed
             if self.zygote is not None and not self.zygote.over.is_set() and not _hides(installed, self.modules):
                 try:
-                    return await self.zygote.fork(self.wanted.new_plan())
+                    return await self._forked(self.zygote)
                 except ZygoteFailed as error:
                     log.warning("A kernel of %s is not forked: %s", self.name, error)
         return None
+
+    async def _forked(self, zygote: Zygote) -> Forked:
+        """Raises `ZygoteFailed`."""
+        plan = dict(self.wanted.plan)
+        uid = self._uids.take(range(*plan.pop("uids", (0,))))
+        try:
+            return await zygote.fork({**plan, "uid": uid} if plan else {}, lambda: self._uids.give_back(uid))
+        except BaseException:
+            self._uids.give_back(uid)
+            raise
 
     def _changed(self) -> bool:
         return _seen(self.wanted.watched) != self._seen
@@ -141,7 +146,8 @@ class Pool:
     async def _serve_one(self) -> None:
         began = time.monotonic()
         try:
-            self.zygote = zygote = await Zygote.start(self.wanted.environment, self._home)
+            read_only = self.wanted.plan.get("read_only")
+            self.zygote = zygote = await Zygote.start(self.wanted.environment, self._home, read_only)
         except ZygoteFailed as error:
             log.warning("No kernels of %s are forked for %g s: %s", self.name, self._pause_s, error)
             if self._pause_s > 0:
@@ -174,7 +180,7 @@ class Pool:
             await self.empty()
             missing = 0
         if missing > 0 and self.unused_s >= _QUIET_S:
-            forked = await zygote.fork(self.wanted.new_plan())
+            forked = await self._forked(zygote)
             forked.on_end = lambda: self._lost(forked)
             self._ready.append(forked)
             return
@@ -200,15 +206,16 @@ class Pool:
     @property
     def pids(self) -> list[int]:
         """Of processes that are this pool's to reap."""
-        ours = [pid for one in self._ready for pid in (one.pid, one.init_pid) if pid is not None]
+        ours = [pid for one in self._ready for pid in one.pids]
         return ours if self.zygote is None else [*ours, self.zygote.pid]
 
 
 class Pools:
     """Of all environments in use."""
 
-    def __init__(self, home: Path, tasks: asyncio.TaskGroup) -> None:
+    def __init__(self, home: Path, tasks: asyncio.TaskGroup, uids: Uids) -> None:
         self._home = home
+        self._uids = uids
         self._tasks = tasks
         self._pools: dict[str, tuple[Pool, asyncio.Task[None]]] = {}
 
@@ -217,7 +224,7 @@ class Pools:
         key = wanted.key
         if key not in self._pools:
             self._make_room()
-            pool = Pool(wanted, self._home)
+            pool = Pool(wanted, self._home, self._uids)
             self._pools[key] = pool, self._tasks.create_task(pool.serve())
         pool, _ = self._pools[key]
         pool.wanted = wanted

@@ -8,9 +8,9 @@ import contextlib
 import ctypes
 import json
 import os
-import signal
 import socket
 import subprocess
+import sys
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,9 +19,11 @@ from typing import Any
 
 from kernels import processes
 from kernels.errors import KernelsError
+from kernels.inherited import Inherited
 from kernels.processes import MARK
 
 _SCRIPT = Path(__file__).parent / "inside" / "zygote.py"
+_ENTER = _SCRIPT.with_name("enter.py")
 _START_S = 30.0
 _FORK_S = 10.0
 _BIND_S = 5.0
@@ -66,37 +68,18 @@ def be_subreaper() -> bool:
     return done == 0 and hasattr(os, "pidfd_open")
 
 
-class Forked:
+class Forked(Inherited):
     """A process that waits to be told which kernel it is, and then is that one. It ends when we do."""
 
-    def __init__(self, zygote: "Zygote", pid: int, init_pid: int | None, user_ns: int | None, channel: socket.socket):
-        self.pid = pid
-        self.init_pid = init_pid
-        self.walls: list[str] = []  # that stand around it, once it has its name
+    def __init__(
+        self, zygote: "Zygote", pid: int, init_pid: int | None, user_ns: int | None, channel: socket.socket,
+        on_reaped: Callable[[], None],
+    ) -> None:  # fmt: skip
+        super().__init__(pid, init_pid, on_reaped)
         self._zygote = zygote
         self._user_ns = user_ns
-        self.on_end: Callable[[], None] = lambda: None
         self._channel = channel
         self._bound = asyncio.Event()
-        self._loop = asyncio.get_running_loop()
-        self._over: asyncio.Future[None] = self._loop.create_future()
-        self._pidfd = os.pidfd_open(pid)  # it is our child: until we reap it, nobody else can have its number
-        self._loop.add_reader(self._pidfd, self._ended)
-
-    @property
-    def running(self) -> bool:
-        return not self._over.done()
-
-    @property
-    def exact(self) -> bool:
-        """Whether all that it has started ends with it, whatever it did."""
-        return self.init_pid is not None
-
-    def _ended(self) -> None:
-        self._loop.remove_reader(self._pidfd)
-        os.close(self._pidfd)
-        self._over.set_result(None)
-        self.on_end()
 
     async def name(self, identity: Mapping[str, Any], output_fd: int, behind: Behind) -> None:
         """Tell it who it is. Raises `ZygoteFailed`; then it has ended, or is the caller's to end."""
@@ -141,28 +124,9 @@ class Forked:
             os.close(self._user_ns)
             self._user_ns = None
 
-    async def unreaped(self) -> None:
-        """Wait for its end; its number stays its own."""
-        await asyncio.shield(self._over)
-
     def reap(self) -> int:
-        """Its exit code once it has ended, negative for the signal that ended it; nothing that it started is left."""
         self._close()
-        _, status = os.waitpid(self.pid, 0)
-        if self.init_pid is not None:
-            os.kill(self.init_pid, signal.SIGKILL)
-            os.waitpid(self.init_pid, 0)
-        return os.waitstatus_to_exitcode(status)
-
-    def kill(self) -> None:
-        if self.running:
-            os.kill(self.init_pid or self.pid, signal.SIGKILL)
-
-    async def discard(self) -> None:
-        """End one that was never named."""
-        self.kill()
-        await self.unreaped()
-        self.reap()
+        return super().reap()
 
 
 def _in_memory(content: bytes) -> int:
@@ -191,12 +155,17 @@ class Zygote:
         asyncio.get_running_loop().add_reader(control, self._read)
 
     @classmethod
-    async def start(cls, environment: Environment, home: Path) -> "Zygote":
-        """Raises `ZygoteFailed`. `home` is a folder where it finds and leaves nothing."""
+    async def start(cls, environment: Environment, home: Path, read_only: Sequence[str] | None = None) -> "Zygote":
+        """Raises `ZygoteFailed`. `home` is a folder where it finds and leaves nothing.
+
+        With `read_only` (paths) what it forks can have walls around it.
+        """
         ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         env = {**dict(environment.env), "HOME": str(home), "IPYTHONDIR": str(home), MARK: "-" * _LONGEST_MARK}
         command = [*environment.argv, "-s", str(_SCRIPT), str(its.fileno()), *environment.preloads]
+        if read_only is not None and os.geteuid() != 0:
+            command = [sys.executable, "-I", "-S", str(_ENTER), json.dumps(list(read_only)), *command]
         with its:
             try:
                 process = subprocess.Popen(  # noqa: ASYNC220, S603 - starting what a kernelspec names is the work
@@ -222,7 +191,7 @@ class Zygote:
         """Whether there may be a child of ours that we have not heard of."""
         return bool(self._asked)
 
-    async def fork(self, plan: Mapping[str, Any]) -> Forked:
+    async def fork(self, plan: Mapping[str, Any], on_reaped: Callable[[], None] = lambda: None) -> Forked:
         """Raises `ZygoteFailed`. `plan` is that of its walls."""
         ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
@@ -231,7 +200,7 @@ class Zygote:
         except BaseException:
             ours.close()  # if it is there it sees that it is nobody's
             raise
-        return Forked(self, told["pid"], told["init_pid"], fds[0] if fds else None, ours)
+        return Forked(self, told["pid"], told["init_pid"], fds[0] if fds else None, ours, on_reaped)
 
     async def open_trees(self, paths: Mapping[str, str], user_ns: int | None) -> dict[str, int]:
         """Detached mounts of these paths, the caller's to close. Raises `ZygoteFailed`."""

@@ -4,6 +4,7 @@ Which walls the host can give is found once, by trying.
 """
 
 import asyncio
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ Isolation = Literal["strict", "best-effort", "none"]
 _TURNED_OFF = "isolation is off"
 _TMP_BYTES = 1 << 30
 _OPEN_FILES = 4096
+_FRESH_S = 60.0
 _HOSTNAME = "session"
 
 
@@ -42,6 +44,7 @@ class Confinement:
     def __init__(self, isolation: Isolation, readable: Iterable[Path] = ()) -> None:
         self._isolation = isolation
         self._readable = tuple(readable)
+        self._plans: dict[tuple[str, tuple[Path, ...]], tuple[float, dict[str, Any]]] = {}
         self.host = HostWalls((), range(0), None)
 
     async def look(self, folder: Path) -> None:
@@ -74,12 +77,15 @@ class Confinement:
         return Confined(plan, trees if self.confines else {}, limits, missing)
 
     def plan(self, spec: Kernelspec, network: Literal["none", "host"], interpreters: Iterable[Path]) -> dict[str, Any]:
-        """The same for all kernels of a kind; who starts one gives it one of its `uids` (first, count) as `uid`."""
-        uids = self.host.uids
-        plan = sandbox.plan(
-            self.host, network=network, read_only=self._read(spec, interpreters), tmp_bytes=_TMP_BYTES, uid=None
-        )
-        return plan | {"uids": [uids[0], len(uids)]} if plan and self.host.own_uids else plan
+        """The same for all kernels of a kind; who starts one gives it one of its `uids` (a range) as `uid`."""
+        read_only = tuple(self._read(spec, interpreters))
+        made_at, plan = self._plans.get((network, read_only), (-_FRESH_S, {}))
+        if time.monotonic() - made_at > _FRESH_S:  # what a host has in /etc changes
+            plan = sandbox.plan(self.host, network=network, read_only=read_only, tmp_bytes=_TMP_BYTES, uid=None)
+            if plan and self.host.own_uids:
+                plan["uids"] = [self.host.uids.start, self.host.uids.stop]
+            self._plans[network, read_only] = time.monotonic(), plan
+        return plan
 
     def _read(self, spec: Kernelspec, interpreters: Iterable[Path]) -> list[Path]:
         paths = [sandbox.INSIDE, *self._readable]

@@ -142,6 +142,8 @@ class LocalEngine:
             "cwd": ready["cwd"],
             "log": str(self._log(launch.place, "kernel").path),
             "memory_bytes": launch.limits.memory_bytes,
+            "cpus": launch.limits.cpu,
+            "pids": launch.limits.pids,
             "journal_bytes": self._journal_bytes,
             "about": {"place": launch.place, "spec": asdict(launch.spec), "limits": asdict(launch.limits)},
             "fork": await self._fork(launch),
@@ -168,12 +170,14 @@ class LocalEngine:
             return None
         interpreter = await self._interpreter(launch.spec)
         overlay = Overlay(self._place(launch.place) / "overlay")
+        plan = self._confinement.plan(launch.spec, launch.network, await self._read_to_run(launch.spec))
         return self._forks.order(launch.spec, interpreter, launch.preloads) | {
+            "plan": plan,
             "overlay": {
                 "root": str(overlay.root),
                 "python": str(overlay.python),
                 "site_packages": str(overlay.site_packages(interpreter)),
-            }
+            },
         }
 
     async def _confined(self, launch: Launch) -> dict[str, Any]:
@@ -193,10 +197,13 @@ class LocalEngine:
         program = shutil.which(spec.argv[0]) if spec.argv else None
         return [Path(program)] if program is not None else []
 
-    async def prepare(self, spec: Kernelspec, preloads: tuple[str, ...] = ()) -> None:
+    async def prepare(
+        self, spec: Kernelspec, network: Literal["none", "host"] = "host", preloads: tuple[str, ...] = ()
+    ) -> None:
         if self._forks is not None and self._forks.can(spec, {}):
             try:
-                fork = self._forks.order(spec, await self._interpreter(spec), preloads)
+                plan = self._confinement.plan(spec, network, await self._read_to_run(spec))
+                fork = self._forks.order(spec, await self._interpreter(spec), preloads) | {"plan": plan}
                 await (await self._keepers.starter()).ask("prepare", fork=fork)
             except KernelsError as error:
                 log.warning("Kernels of %r are not made ready: %s", spec.name, error)

@@ -1,7 +1,7 @@
 """Run a program behind the walls of a session: for kernels of other languages, and setups.
 
 `python -I -S confine.py ORDER ARGV…`, with ORDER as JSON: `plan`; `trees` ({path: "rw"|"ro"}); `limits`; `hostname`;
-`cwd`; `tell`, a descriptor. To that, it writes one line, {"pid", "init_pid"} or {"wall", "reason"}, and ends: the
+`cwd`; `tell`, a descriptor. To that, it writes one line, {"pid", "init_pid", "walls"} or {"wall", "reason"}, and ends: the
 program is the subreaper's. Without it, it stays, passes signals on, and ends as the program does. 70: no walls.
 """
 
@@ -42,14 +42,14 @@ def main() -> None:
         os.set_inheritable(told, False)
     walls = beside("walls")
     try:
-        forked = _confined(walls, order, argv)
+        forked, standing = _confined(walls, order, argv)
     except walls.WallError as error:
         _tell(told, {"wall": error.wall, "reason": error.reason})
         print(f"The walls can't be put up: {error}", file=sys.stderr)
         sys.exit(_NO_WALLS)
     if told is None:
         _accompany(forked)
-    _tell(told, {"pid": forked.pid, "init_pid": forked.init_pid})
+    _tell(told, {"pid": forked.pid, "init_pid": forked.init_pid, "walls": standing})
 
 
 def be_subreaper() -> None:
@@ -76,15 +76,15 @@ def _confined(walls: Any, order: dict[str, Any], argv: list[str]) -> Any:
         mounted = order.get("trees", {}) if "mount" in plan.get("namespaces", ()) else {}
         trees = walls.open_trees(mounted, forked.user_ns)
         socket.send_fds(ours, [json.dumps(list(trees)).encode()], list(trees.values()))
-        failed = ours.recv(65536)
-        if failed:
-            raise walls.WallError(*json.loads(failed))
+        answer = json.loads(ours.recv(65536) or '["confine", "the process ended"]')
+        if isinstance(answer, list):
+            raise walls.WallError(*answer)
     except BaseException:
         for pid in (forked.init_pid, forked.pid):
             if pid is not None:
                 os.kill(pid, signal.SIGKILL)
         raise
-    return forked
+    return forked, answer["walls"]
 
 
 def _become(walls: Any, order: dict[str, Any], argv: list[str], theirs: socket.socket) -> None:
@@ -93,10 +93,11 @@ def _become(walls: Any, order: dict[str, Any], argv: list[str], theirs: socket.s
         names, fds, _, _ = socket.recv_fds(theirs, 1 << 20, 256)
         trees = dict(zip(json.loads(names), fds))  # noqa: B905 - Python 3.9 has no strict
         hostname, limits = order.get("hostname", "session"), order.get("limits", {})
-        walls.close(order["plan"], trees, hostname=hostname, limits=limits)
+        standing = walls.close(order["plan"], trees, hostname=hostname, limits=limits)
         os.chdir(order.get("cwd", "/"))
         for number in (signal.SIGPIPE, signal.SIGXFSZ):  # which Python ignores
             signal.signal(number, signal.SIG_DFL)
+        theirs.send(json.dumps({"walls": standing}).encode())
     except walls.WallError as error:
         theirs.send(json.dumps([error.wall, error.reason]).encode())
         os._exit(_NO_WALLS)
