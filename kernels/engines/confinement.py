@@ -5,14 +5,17 @@ Which walls the host can give is found once, by trying.
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from kernels import sandbox
+from kernels import cgroups, sandbox
+from kernels.confined import command
 from kernels.engine import Kernelspec, Launch
 from kernels.errors import WallsMissing
+from kernels.inherited import Uids
 from kernels.sandbox import HostWalls
 
 Isolation = Literal["strict", "best-effort", "none"]
@@ -21,6 +24,7 @@ _TURNED_OFF = "isolation is off"
 _TMP_BYTES = 1 << 30
 _OPEN_FILES = 4096
 _FRESH_S = 60.0
+_SETUPS = 1000  # users of the host that setups become, and kernels do not
 _HOSTNAME = "session"
 
 
@@ -45,6 +49,7 @@ class Confinement:
         self._isolation = isolation
         self._readable = tuple(readable)
         self._plans: dict[tuple[str, tuple[Path, ...]], tuple[float, dict[str, Any]]] = {}
+        self._uids = Uids()
         self.host = HostWalls((), range(0), None)
 
     async def look(self, folder: Path) -> None:
@@ -83,9 +88,32 @@ class Confinement:
         if time.monotonic() - made_at > _FRESH_S:  # what a host has in /etc changes
             plan = sandbox.plan(self.host, network=network, read_only=read_only, tmp_bytes=_TMP_BYTES, uid=None)
             if plan and self.host.own_uids:
-                plan["uids"] = [self.host.uids.start, self.host.uids.stop]
+                plan["uids"] = [self.host.uids.start, self.host.uids.stop - _SETUPS]
             self._plans[network, read_only] = time.monotonic(), plan
         return plan
+
+    @contextmanager
+    def setup(self, confined: Confined, argv: list[str], cwd: Path, launch: Launch, mark: str) -> Iterator[list[str]]:
+        """How a program of a setup is run behind the walls of the session's kernels, until the block is left."""
+        plan, group = dict(confined.plan), None
+        if not plan:
+            yield argv
+            return
+        uid = self._uids.take(self.host.uids[-_SETUPS:]) if plan.pop("uids", None) else None
+        if self.host.cgroups is not None:
+            limits = launch.limits
+            group = self.host.cgroups.group(mark)
+            group.limit(cgroups.Limits(memory_bytes=limits.memory_bytes, processes=limits.pids, cpus=limits.cpu))
+            plan["cgroups"] = [str(folder) for folder in group.folders]
+        try:
+            order = {"plan": {**plan, "uid": uid}, "trees": confined.trees, "limits": confined.limits,
+                     "hostname": _HOSTNAME, "cwd": str(cwd)}  # fmt: skip
+            yield command(argv, order)
+        finally:
+            self._uids.give_back(uid)
+            if group is not None:
+                with suppress(OSError):
+                    group.end()
 
     def _read(self, spec: Kernelspec, interpreters: Iterable[Path]) -> list[Path]:
         paths = [sandbox.INSIDE, *self._readable]

@@ -26,7 +26,7 @@ from jupyter_client.provisioning.local_provisioner import LocalProvisioner as Ju
 from kernels import processes
 from kernels.blobs import ObjectBlobs
 from kernels.engine import Exit, Kept, Kernelspec, Launch, Limits, SetupStep, Skipped, Snapshots
-from kernels.engines.confinement import Confinement, Isolation
+from kernels.engines.confinement import Confined, Confinement, Isolation
 from kernels.engines.forks import Forks
 from kernels.engines.keepers import KEEPER_ENDED, Keepers, KeptProcess
 from kernels.engines.overlay import Interpreter, Overlay, copy_environment, copy_folder, probe
@@ -135,6 +135,7 @@ class LocalEngine:
             kernel_spec=KernelSpec(argv=self._argv(launch), resource_dir=launch.spec.resource_dir),
         )
         ready = await provisioner.pre_launch(env=env, cwd=str(place / "workspace"))
+        confined = await self._confined(launch)
         order = {
             "kernel_id": launch.kernel_id,
             "argv": ready["cmd"],
@@ -147,7 +148,7 @@ class LocalEngine:
             "journal_bytes": self._journal_bytes,
             "about": {"place": launch.place, "spec": asdict(launch.spec), "limits": asdict(launch.limits)},
             "fork": await self._fork(launch),
-            "confine": await self._confined(launch),
+            "confine": {"plan": confined.plan, "behind": confined.behind, "missing": confined.missing},
         }
         keeper = await self._keepers.starter()
         starting = keeper.start(launch.kernel_id, launch.spec.name, order)
@@ -180,14 +181,13 @@ class LocalEngine:
             },
         }
 
-    async def _confined(self, launch: Launch) -> dict[str, Any]:
-        """The walls of a kernel, as its keeper needs them."""
+    async def _confined(self, launch: Launch) -> Confined:
         place = self._place(launch.place)
         folders = [place / name for name in ("workspace", "home", "overlay")]
         trees = {str(path): "rw" for path in (*folders, self._exchanges.at(launch.place, "out")) if path.exists()}
         trees[str(self._exchanges.at(launch.place, "in"))] = "ro"
         confined = self._confinement.of(launch, await self._read_to_run(launch.spec), trees)
-        return {"plan": confined.plan, "behind": confined.behind, "missing": confined.missing}
+        return confined
 
     async def _read_to_run(self, spec: Kernelspec) -> list[Path]:
         """Interpreters and programs, whose folders a kernel must be able to read."""
@@ -377,16 +377,18 @@ class LocalEngine:
         place, env = await self._prepare(launch)
         overlay = Overlay(place / "overlay")
         exit_ = Exit(code=0)
+        confined = await self._confined(launch)
         with _for_start(self._log(launch.place, "setup").opened(anew=True)) as output:
             for step in steps:
-                exit_ = await self._run_step(step, overlay, place, env, output)
+                exit_ = await self._run_step(step, overlay, place, launch, confined, env, output)
                 if exit_.code != 0:
                     break
         return exit_
 
     async def _run_step(
-        self, step: SetupStep, overlay: Overlay, place: Path, env: dict[str, str], output: TextIO
-    ) -> Exit:
+        self, step: SetupStep, overlay: Overlay, place: Path, launch: Launch, confined: Confined, env: dict[str, str],
+        output: TextIO,
+    ) -> Exit:  # fmt: skip
         match step.kind:
             case "pip":
                 argv = [str(overlay.python), "-m", "pip", "install", "--no-input", *step.arguments]
@@ -398,10 +400,11 @@ class LocalEngine:
         name = f"{step.kind} {' '.join(step.arguments)}"
         print(f"$ {name}", file=output, flush=True)
         mark = uuid4().hex
-        with self._recorded(mark):
+        workspace = place / "workspace"
+        with self._recorded(mark), self._confinement.setup(confined, argv, workspace, launch, mark) as walled:
             try:
                 process = subprocess.Popen(
-                    argv, cwd=place / "workspace", env={**env, MARK: mark}, stdin=subprocess.DEVNULL,
+                    walled, cwd=workspace if walled is argv else "/", env={**env, MARK: mark}, stdin=subprocess.DEVNULL,
                     stdout=output, stderr=output, start_new_session=True,
                 )  # fmt: skip
             except OSError as error:
