@@ -130,7 +130,11 @@ class Pool:
         try:
             while True:
                 await self._serve_one()
-                if self._settled.is_set():  # nobody waits for the next one
+                if self.unused_s > _END_AFTER_S:
+                    self._settled.clear()
+                    self._wake.clear()
+                    await self._wake.wait()
+                elif self._settled.is_set():  # nobody waits for the next one
                     await asyncio.sleep(self._pause_s)
                     self._settled.clear()
                 self._pause_s = min(max(2 * self._pause_s, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)
@@ -151,7 +155,7 @@ class Pool:
         log.info("Kernels of %s are forked by process %d", self.name, zygote.pid)
         self._settled.set()
         try:
-            while not zygote.over.is_set():
+            while not zygote.over.is_set() and self.unused_s <= _END_AFTER_S:
                 await self._refill(zygote)
         except ZygoteFailed as error:
             log.warning("No kernel of %s was made ready: %s", self.name, error)
@@ -164,7 +168,7 @@ class Pool:
             if self.wanted.behind.trees:  # which only it can open
                 await asyncio.shield(self.empty())
             code = await asyncio.shield(zygote.end())
-        log.warning("Process %d, which forked kernels of %s, has ended with %d", zygote.pid, self.name, code)
+        log.info("Process %d, which forked kernels of %s, has ended with %d", zygote.pid, self.name, code)
 
     async def _refill(self, zygote: Zygote) -> None:
         """One more, or a wait for something to happen."""
@@ -175,6 +179,9 @@ class Pool:
             missing = 0
         if missing > 0 and self.unused_s >= _QUIET_S:
             forked = await zygote.fork(self.wanted.new_plan())
+            if zygote.over.is_set():  # and what it forks is not wanted any more
+                await forked.discard()
+                return
             forked.on_end = lambda: self._lost(forked)
             self._ready.append(forked)
             return
