@@ -63,8 +63,8 @@ class Started:
     async def unreaped(self) -> None:
         await processes.unreaped_exit(self._process)
 
-    def reap(self) -> int:
-        return self._process.wait()
+    async def reaped(self) -> int:
+        return await processes.exited(self._process)
 
 
 class Child:
@@ -94,14 +94,6 @@ class Child:
     @property
     def running(self) -> bool:
         return self._process is not None and not self.waiting.done()
-
-    @property
-    def pids(self) -> list[int]:
-        """Of processes that are ours to reap."""
-        if self._process is None:
-            return []
-        init_pid = self._process.init_pid if isinstance(self._process, Forked) else None
-        return [self._process.pid] if init_pid is None else [self._process.pid, init_pid]
 
     async def launch(self, forked: Forked | None = None) -> None:
         """Give what was forked its name, or start it the ordinary way. Raises `StartFailed`."""
@@ -157,7 +149,7 @@ class Child:
         await self._process.unreaped()
         if not (isinstance(self._process, Forked) and self._process.exact):
             await asyncio.to_thread(processes.end_family, self.pid, self.mark)
-        return self._exit(self._process.reap())
+        return self._exit(await self._process.reaped())
 
     def _exit(self, code: int) -> Exit:
         if self._out_of_memory:

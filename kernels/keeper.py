@@ -190,7 +190,7 @@ class Keeper:
         """Of children that somebody waits for; None while there may be one that we have not heard of."""
         if self._pools.forking:
             return None
-        return {pid for child in self._children.values() for pid in child.pids} | set(self._pools.pids)
+        return {child.pid for child in self._children.values() if child.running} | self._pools.pids
 
     # Its end
 

@@ -74,13 +74,15 @@ class Wanted:
 class Pool:
     """Of one environment. `serve` does the work, `take` hands it out."""
 
-    def __init__(self, wanted: Wanted, home: Path) -> None:
+    def __init__(self, wanted: Wanted, home: Path, born: set[int]) -> None:
         self.wanted = wanted
         self.name = f"{wanted.environment.argv[0]} {' '.join(wanted.environment.preloads)}".strip()
         self.zygote: Zygote | None = None
         self.modules: frozenset[str] = frozenset()  # what every kernel of it has imported
         self.used_at = time.monotonic()
         self._home = home
+        self._born = born
+        self._dead: list[Forked] = []
         self._ready: deque[Forked] = deque()
         self._settled = asyncio.Event()  # there is a zygote, or it is known that there is none for now
         self._wake = asyncio.Event()
@@ -145,7 +147,7 @@ class Pool:
     async def _serve_one(self) -> None:
         began = time.monotonic()
         try:
-            self.zygote = zygote = await Zygote.start(self.wanted.environment, self._home)
+            self.zygote = zygote = await Zygote.start(self.wanted.environment, self._home, self._born)
         except ZygoteFailed as error:
             log.warning("No kernels of %s are forked for %g s: %s", self.name, self._pause_s, error)
             if self._pause_s > 0:
@@ -173,6 +175,7 @@ class Pool:
     async def _refill(self, zygote: Zygote) -> None:
         """One more, or a wait for something to happen."""
         self._wake.clear()
+        await self._bury()
         missing = self.wanted.size - len(self._ready)
         if self.unused_s > _EMPTY_AFTER_S or short_of_memory():
             await self.empty()
@@ -195,20 +198,18 @@ class Pool:
     def _lost(self, forked: Forked) -> None:
         """One of those ready has ended, whatever ended it."""
         self._ready.remove(forked)
-        forked.reap()
+        self._dead.append(forked)
         self._wake.set()
+
+    async def _bury(self) -> None:
+        while self._dead:
+            await self._dead.pop().reaped()
 
     async def empty(self) -> None:
         ready, self._ready = list(self._ready), deque()
         for forked in ready:
             forked.on_end = _nothing
-        await asyncio.gather(*(forked.discard() for forked in ready))
-
-    @property
-    def pids(self) -> list[int]:
-        """Of processes that are this pool's to reap."""
-        ours = [pid for one in self._ready for pid in (one.pid, one.init_pid) if pid is not None]
-        return ours if self.zygote is None else [*ours, self.zygote.pid]
+        await asyncio.gather(self._bury(), *(forked.discard() for forked in ready))
 
 
 class Pools:
@@ -217,6 +218,7 @@ class Pools:
     def __init__(self, home: Path, tasks: asyncio.TaskGroup) -> None:
         self._home = home
         self._tasks = tasks
+        self._born: set[int] = set()
         self._pools: dict[str, tuple[Pool, asyncio.Task[None]]] = {}
 
     def of(self, wanted: Wanted) -> Pool:
@@ -224,7 +226,7 @@ class Pools:
         key = wanted.key
         if key not in self._pools:
             self._make_room()
-            pool = Pool(wanted, self._home)
+            pool = Pool(wanted, self._home, self._born)
             self._pools[key] = pool, self._tasks.create_task(pool.serve())
         pool, _ = self._pools[key]
         pool.wanted = wanted
@@ -248,8 +250,9 @@ class Pools:
         return any(pool.zygote is not None and pool.zygote.forking for pool, _ in self._pools.values())
 
     @property
-    def pids(self) -> Iterable[int]:
-        return (pid for pool, _ in self._pools.values() for pid in pool.pids)
+    def pids(self) -> set[int]:
+        """Of all that is ours to reap, kernels among it."""
+        return self._born | {pool.zygote.pid for pool, _ in self._pools.values() if pool.zygote is not None}
 
     async def end(self) -> None:
         serving = [task for _, task in self._pools.values()]

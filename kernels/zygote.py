@@ -78,6 +78,8 @@ class Forked:
         self.on_end: Callable[[], None] = lambda: None
         self._channel = channel
         self._bound = asyncio.Event()
+        self._born = zygote.born
+        self._born |= self._pids
         self._loop = asyncio.get_running_loop()
         self._over: asyncio.Future[None] = self._loop.create_future()
         self._pidfd = os.pidfd_open(pid)  # it is our child: until we reap it, nobody else can have its number
@@ -86,6 +88,10 @@ class Forked:
     @property
     def running(self) -> bool:
         return not self._over.done()
+
+    @property
+    def _pids(self) -> set[int]:
+        return {self.pid} if self.init_pid is None else {self.pid, self.init_pid}
 
     @property
     def exact(self) -> bool:
@@ -145,13 +151,16 @@ class Forked:
         """Wait for its end; its number stays its own."""
         await asyncio.shield(self._over)
 
-    def reap(self) -> int:
-        """Its exit code once it has ended, negative for the signal that ended it; nothing that it started is left."""
+    async def reaped(self) -> int:
+        """Wait for its end and that of all behind its walls; its exit code, negative for the signal that ended it."""
+        await self.unreaped()
         self._close()
-        _, status = os.waitpid(self.pid, 0)
-        if self.init_pid is not None:
+        _, status = os.waitpid(self.pid, os.WNOHANG)  # it has ended
+        if self.init_pid is not None:  # which can't end before that is done
             os.kill(self.init_pid, signal.SIGKILL)
-            os.waitpid(self.init_pid, 0)
+            await processes.gone(self.init_pid)
+            os.waitpid(self.init_pid, os.WNOHANG)
+        self._born -= self._pids
         return os.waitstatus_to_exitcode(status)
 
     def kill(self) -> None:
@@ -161,8 +170,7 @@ class Forked:
     async def discard(self) -> None:
         """End one that was never named."""
         self.kill()
-        await self.unreaped()
-        self.reap()
+        await self.reaped()
 
 
 def _in_memory(content: bytes) -> int:
@@ -177,10 +185,13 @@ def _in_memory(content: bytes) -> int:
 class Zygote:
     """One that runs. Made by `start`; whoever made it ends it."""
 
-    def __init__(self, environment: Environment, process: "subprocess.Popen[bytes]", control: socket.socket) -> None:
+    def __init__(
+        self, environment: Environment, process: "subprocess.Popen[bytes]", control: socket.socket, born: set[int]
+    ) -> None:
         self.environment = environment
         self.pid = process.pid
         self.modules: frozenset[str] = frozenset()
+        self.born = born  # what was forked and is not reaped yet
         self.over = asyncio.Event()
         self._process = process
         self._control = control
@@ -191,7 +202,7 @@ class Zygote:
         asyncio.get_running_loop().add_reader(control, self._read)
 
     @classmethod
-    async def start(cls, environment: Environment, home: Path) -> "Zygote":
+    async def start(cls, environment: Environment, home: Path, born: set[int]) -> "Zygote":
         """Raises `ZygoteFailed`. `home` is a folder where it finds and leaves nothing."""
         ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
@@ -205,7 +216,7 @@ class Zygote:
             except (OSError, ValueError) as error:
                 ours.close()
                 raise ZygoteFailed(f"{environment.argv[0]!r} does not start: {error}") from None
-        zygote = cls(environment, process, ours)
+        zygote = cls(environment, process, ours, born)
         try:
             async with asyncio.timeout(_START_S):
                 await zygote._ready
