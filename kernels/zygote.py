@@ -155,13 +155,13 @@ class Forked:
         """Wait for its end and that of all behind its walls; its exit code, negative for the signal that ended it."""
         await self.unreaped()
         self._close()
-        _, status = os.waitpid(self.pid, os.WNOHANG)  # it has ended
+        code = _exit_code(self.pid)
         if self.init_pid is not None:  # which can't end before that is done
             os.kill(self.init_pid, signal.SIGKILL)
             await processes.gone(self.init_pid)
-            os.waitpid(self.init_pid, os.WNOHANG)
+            _exit_code(self.init_pid)
         self._born -= self._pids
-        return os.waitstatus_to_exitcode(status)
+        return code
 
     def kill(self) -> None:
         if self.running:
@@ -171,6 +171,12 @@ class Forked:
         """End one that was never named."""
         self.kill()
         await self.reaped()
+
+
+def _exit_code(pid: int) -> int:
+    """Of a child that has ended; its number is anybody's from now on."""
+    _, status = os.waitpid(pid, 0)
+    return os.waitstatus_to_exitcode(status)
 
 
 def _in_memory(content: bytes) -> int:
