@@ -24,7 +24,7 @@ import zmq
 from kernels import cgroups, confined, processes
 from kernels.engine import Exit, Walls
 from kernels.errors import StartFailed
-from kernels.inherited import Inherited, Uids
+from kernels.inherited import Inherited, Kin
 from kernels.journal import JournalWriter
 from kernels.logs import Log
 from kernels.processes import MARK
@@ -69,8 +69,8 @@ class Started:
     async def unreaped(self) -> None:
         await processes.unreaped_exit(self._process)
 
-    def reap(self) -> int:
-        return self._process.wait()
+    async def reaped(self) -> int:
+        return await processes.exited(self._process)
 
 
 class Child:
@@ -83,7 +83,7 @@ class Child:
         folder: Path,
         *,
         group: cgroups.Group | None = None,
-        uids: Uids | None = None,
+        kin: Kin | None = None,
     ) -> None:
         self.id = order.kernel_id
         self.order = order
@@ -98,7 +98,7 @@ class Child:
         self._folder = folder
         self._process: Started | Inherited | None = None
         self._group = group
-        self._uids = uids or Uids()
+        self._kin = kin or Kin()
         self._oom_kills = processes.oom_kills()
         self._out_of_memory = False
         self._kill_reason: str | None = None
@@ -111,13 +111,6 @@ class Child:
     @property
     def running(self) -> bool:
         return self._process is not None and not self.waiting.done()
-
-    @property
-    def pids(self) -> list[int]:
-        """Of processes that are ours to reap."""
-        if self._process is None:
-            return []
-        return self._process.pids if isinstance(self._process, Inherited) else [self._process.pid]
 
     @property
     def watched(self) -> bool:
@@ -179,7 +172,7 @@ class Child:
             "cwd": self.order.cwd,
         }
         self._process = await confined.start(
-            self._command(), order, env=self._env(), output_fd=output_fd, uids=self._uids
+            self._command(), order, env=self._env(), output_fd=output_fd, kin=self._kin
         )
 
     def _command(self) -> list[str]:
@@ -195,8 +188,8 @@ class Child:
     def _start(self, output_fd: int) -> None:
         try:
             process = subprocess.Popen(  # noqa: S603 - starting what a kernelspec names is the work
-                self._command(), env=self._env(), cwd=self.order.cwd, stdin=subprocess.DEVNULL, stdout=output_fd, stderr=output_fd,
-                start_new_session=True,
+                self._command(), env=self._env(), cwd=self.order.cwd, stdin=subprocess.DEVNULL, stdout=output_fd,
+                stderr=output_fd, start_new_session=True,
             )  # fmt: skip
         except (OSError, ValueError) as error:
             name = self.connection["kernel_name"]
@@ -211,7 +204,7 @@ class Child:
         await self._process.unreaped()
         if not (isinstance(self._process, Inherited) and self._process.exact):
             await asyncio.to_thread(processes.end_family, self.pid, self.mark)
-        exit_ = self._exit(self._process.reap())
+        exit_ = self._exit(await self._process.reaped())
         await self.end_group()
         return exit_
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from kernels import processes
 from kernels.errors import StartFailed
-from kernels.inherited import Inherited, Uids
+from kernels.inherited import Inherited, Kin
 from kernels.sandbox import CONFINE
 
 _START_S = 30.0
@@ -24,17 +24,17 @@ def command(argv: Sequence[str], order: Mapping[str, Any]) -> list[str]:
 
 
 async def start(
-    argv: Sequence[str], order: Mapping[str, Any], *, env: Mapping[str, str], output_fd: int, uids: Uids
+    argv: Sequence[str], order: Mapping[str, Any], *, env: Mapping[str, str], output_fd: int, kin: Kin
 ) -> Inherited:
     """Start it; we must be a subreaper. `order["plan"]["uids"]` are users of which it becomes one of its own.
 
     Raises `StartFailed`.
     """
     plan = dict(order["plan"])
-    uid = uids.take(range(*plan.pop("uids", (0,))))
+    uid = kin.take_uid(range(*plan.pop("uids", (0,))))
     reading, writing = os.pipe()
     try:
-        with open(reading, "rb", buffering=0) as told:
+        with open(reading, "rb", buffering=0) as told:  # noqa: ASYNC230 - a pipe
             try:
                 whole = {**order, "plan": {**plan, "uid": uid}, "tell": writing}
                 process = subprocess.Popen(  # noqa: ASYNC220, S603 - starting what a kernelspec names is the work
@@ -47,9 +47,9 @@ async def start(
                 os.close(writing)
             answer = await asyncio.shield(asyncio.ensure_future(_heard(process, told)))
     except BaseException:
-        uids.give_back(uid)
+        kin.give_back(uid)
         raise
-    started = Inherited(answer["pid"], answer["init_pid"], lambda: uids.give_back(uid))
+    started = Inherited(answer["pid"], answer["init_pid"], kin, uid)
     started.walls = answer["walls"]
     return started
 

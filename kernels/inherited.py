@@ -6,36 +6,44 @@ import secrets
 import signal
 from collections.abc import Callable
 
+from kernels import processes
 
-class Uids:
-    """Users of the system that a session has to itself: none is given twice while it is in use."""
+
+class Kin:
+    """What such processes have taken: their numbers until they are reaped, and users of the system."""
 
     def __init__(self) -> None:
-        self._taken: set[int] = set()
+        self.pids: set[int] = set()
+        self._uids: set[int] = set()
 
-    def take(self, of: range) -> int | None:
-        """One of a range; None if the range is empty, or all of it is taken."""
-        if len(of) <= len(self._taken.intersection(of) if len(self._taken) >= len(of) else ()):
-            return None
-        while (uid := of[secrets.randbelow(len(of))]) in self._taken:
+    def take_uid(self, of: range) -> int | None:
+        """One of a range that nobody has; None if the range is empty, or all of it is taken."""
+        if len(self._uids) >= len(of):
+            return next((uid for uid in of if uid not in self._uids), None)
+        while (uid := of[secrets.randbelow(len(of))]) in self._uids:
             pass
-        self._taken.add(uid)
+        self._uids.add(uid)
         return uid
 
     def give_back(self, uid: int | None) -> None:
         if uid is not None:
-            self._taken.discard(uid)
+            self._uids.discard(uid)
 
 
 class Inherited:
-    """A child of ours; `init_pid` is the first process of its pid namespace, where it has one of its own."""
+    """A child of ours; `init_pid` is the first process of its pid namespace, where it has one of its own.
 
-    def __init__(self, pid: int, init_pid: int | None, on_reaped: Callable[[], None] = lambda: None) -> None:
+    `uid` is given back to `kin` when it is reaped.
+    """
+
+    def __init__(self, pid: int, init_pid: int | None, kin: Kin, uid: int | None = None) -> None:
         self.pid = pid
         self.init_pid = init_pid
         self.walls: list[str] = []  # that stand around it
         self.on_end: Callable[[], None] = lambda: None
-        self._on_reaped = on_reaped
+        self._uid = uid
+        self._kin = kin
+        self._kin.pids.update(self.pids)
         self._loop = asyncio.get_running_loop()
         self._over: asyncio.Future[None] = self._loop.create_future()
         self._pidfd = os.pidfd_open(pid)  # it is our child: until we reap it, nobody else can have its number
@@ -64,14 +72,17 @@ class Inherited:
         """Wait for its end; its number stays its own."""
         await asyncio.shield(self._over)
 
-    def reap(self) -> int:
-        """Its exit code once it has ended, negative for the signal that ended it; nothing that it started is left."""
-        _, status = os.waitpid(self.pid, 0)
-        if self.init_pid is not None:
+    async def reaped(self) -> int:
+        """Wait for its end and that of all behind its walls; its exit code, negative for the signal that ended it."""
+        await self.unreaped()
+        code = _exit_code(self.pid)
+        if self.init_pid is not None:  # which can't end before that is done
             os.kill(self.init_pid, signal.SIGKILL)
-            os.waitpid(self.init_pid, 0)
-        self._on_reaped()
-        return os.waitstatus_to_exitcode(status)
+            await processes.gone(self.init_pid)
+            _exit_code(self.init_pid)
+        self._kin.pids.difference_update(self.pids)
+        self._kin.give_back(self._uid)
+        return code
 
     def kill(self) -> None:
         if self.running:
@@ -80,5 +91,10 @@ class Inherited:
     async def discard(self) -> None:
         """End it, whatever it does."""
         self.kill()
-        await self.unreaped()
-        self.reap()
+        await self.reaped()
+
+
+def _exit_code(pid: int) -> int:
+    """Of a child that has ended; its number is anybody's from now on."""
+    _, status = os.waitpid(pid, 0)
+    return os.waitstatus_to_exitcode(status)

@@ -31,7 +31,7 @@ from kernels import cgroups
 from kernels.children import Child, Journaling, MemoryWatch, Order, connection_at
 from kernels.engine import Exit
 from kernels.errors import KernelGone, KernelsError, Refused, StartFailed
-from kernels.inherited import Uids
+from kernels.inherited import Kin
 from kernels.journal import JournalWriter
 from kernels.logs import Log
 from kernels.orphans import Orphans
@@ -141,7 +141,7 @@ class Keeper:
         self._retiring = False
         self._forks = False  # whether this system can fork kernels
         self._launching = 0  # what is started meanwhile may become our child before we hear of it
-        self._uids = Uids()
+        self._kin = Kin()
         self._groups: cgroups.Hierarchy | None = None
         self._over = asyncio.Event()
         self._lock: int | None = None
@@ -163,7 +163,7 @@ class Keeper:
         try:
             with _context() as self._context:
                 async with asyncio.TaskGroup() as self._tasks:
-                    self._pools = Pools(self._runtime / "nobody", self._tasks, self._uids)
+                    self._pools = Pools(self._runtime / "nobody", self._tasks, self._kin)
                     await self._serve(announcement, ready)
         finally:
             announcement.unlink(missing_ok=True)
@@ -210,7 +210,7 @@ class Keeper:
         """Of children that somebody waits for; None while there may be one that we have not heard of."""
         if self._pools.forking or self._launching:
             return None
-        return {pid for child in self._children.values() for pid in child.pids} | set(self._pools.pids)
+        return {child.pid for child in self._children.values() if child.running} | self._pools.pids
 
     # Its end
 
@@ -334,7 +334,7 @@ class Keeper:
         kernel_id = order.kernel_id
         folder = self._runtime / kernel_id.replace("-", "")[:12]
         connection = connection_at(folder, kernel_name)
-        child = Child(order, connection, folder, group=self._new_group(order), uids=self._uids)
+        child = Child(order, connection, folder, group=self._new_group(order), kin=self._kin)
         self._children[kernel_id], self._owners[kernel_id] = child, gateway
         try:
             writer = JournalWriter(self._folders.journals / kernel_id, order.journal_bytes)

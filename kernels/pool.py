@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kernels.inherited import Uids
+from kernels.inherited import Kin
 from kernels.zygote import Behind, Environment, Forked, Zygote, ZygoteFailed
 
 log = logging.getLogger(__name__)
@@ -68,14 +68,15 @@ class Wanted:
 class Pool:
     """Of one environment. `serve` does the work, `take` hands it out."""
 
-    def __init__(self, wanted: Wanted, home: Path, uids: Uids) -> None:
+    def __init__(self, wanted: Wanted, home: Path, kin: Kin) -> None:
         self.wanted = wanted
         self.name = f"{wanted.environment.argv[0]} {' '.join(wanted.environment.preloads)}".strip()
         self.zygote: Zygote | None = None
         self.modules: frozenset[str] = frozenset()  # what every kernel of it has imported
         self.used_at = time.monotonic()
         self._home = home
-        self._uids = uids
+        self._kin = kin
+        self._dead: list[Forked] = []
         self._ready: deque[Forked] = deque()
         self._settled = asyncio.Event()  # there is a zygote, or it is known that there is none for now
         self._wake = asyncio.Event()
@@ -112,11 +113,11 @@ class Pool:
     async def _forked(self, zygote: Zygote) -> Forked:
         """Raises `ZygoteFailed`."""
         plan = dict(self.wanted.plan)
-        uid = self._uids.take(range(*plan.pop("uids", (0,))))
+        uid = self._kin.take_uid(range(*plan.pop("uids", (0,))))
         try:
-            return await zygote.fork({**plan, "uid": uid} if plan else {}, lambda: self._uids.give_back(uid))
+            return await zygote.fork({**plan, "uid": uid} if plan else {}, self._kin)
         except BaseException:
-            self._uids.give_back(uid)
+            self._kin.give_back(uid)
             raise
 
     def _changed(self) -> bool:
@@ -135,7 +136,11 @@ class Pool:
         try:
             while True:
                 await self._serve_one()
-                if self._settled.is_set():  # nobody waits for the next one
+                if self.unused_s > _END_AFTER_S:
+                    self._settled.clear()
+                    self._wake.clear()
+                    await self._wake.wait()
+                elif self._settled.is_set():  # nobody waits for the next one
                     await asyncio.sleep(self._pause_s)
                     self._settled.clear()
                 self._pause_s = min(max(2 * self._pause_s, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)
@@ -157,7 +162,7 @@ class Pool:
         log.info("Kernels of %s are forked by process %d", self.name, zygote.pid)
         self._settled.set()
         try:
-            while not zygote.over.is_set():
+            while not zygote.over.is_set() and self.unused_s <= _END_AFTER_S:
                 await self._refill(zygote)
         except ZygoteFailed as error:
             log.warning("No kernel of %s was made ready: %s", self.name, error)
@@ -170,17 +175,21 @@ class Pool:
             if self.wanted.behind.trees:  # which only it can open
                 await asyncio.shield(self.empty())
             code = await asyncio.shield(zygote.end())
-        log.warning("Process %d, which forked kernels of %s, has ended with %d", zygote.pid, self.name, code)
+        log.info("Process %d, which forked kernels of %s, has ended with %d", zygote.pid, self.name, code)
 
     async def _refill(self, zygote: Zygote) -> None:
         """One more, or a wait for something to happen."""
         self._wake.clear()
+        await self._bury()
         missing = self.wanted.size - len(self._ready)
         if self.unused_s > _EMPTY_AFTER_S or short_of_memory():
             await self.empty()
             missing = 0
         if missing > 0 and self.unused_s >= _QUIET_S:
             forked = await self._forked(zygote)
+            if zygote.over.is_set():  # and what it forks is not wanted any more
+                await forked.discard()
+                return
             forked.on_end = lambda: self._lost(forked)
             self._ready.append(forked)
             return
@@ -194,28 +203,26 @@ class Pool:
     def _lost(self, forked: Forked) -> None:
         """One of those ready has ended, whatever ended it."""
         self._ready.remove(forked)
-        forked.reap()
+        self._dead.append(forked)
         self._wake.set()
+
+    async def _bury(self) -> None:
+        while self._dead:
+            await self._dead.pop().reaped()
 
     async def empty(self) -> None:
         ready, self._ready = list(self._ready), deque()
         for forked in ready:
             forked.on_end = _nothing
-        await asyncio.gather(*(forked.discard() for forked in ready))
-
-    @property
-    def pids(self) -> list[int]:
-        """Of processes that are this pool's to reap."""
-        ours = [pid for one in self._ready for pid in one.pids]
-        return ours if self.zygote is None else [*ours, self.zygote.pid]
+        await asyncio.gather(self._bury(), *(forked.discard() for forked in ready))
 
 
 class Pools:
     """Of all environments in use."""
 
-    def __init__(self, home: Path, tasks: asyncio.TaskGroup, uids: Uids) -> None:
+    def __init__(self, home: Path, tasks: asyncio.TaskGroup, kin: Kin | None = None) -> None:
         self._home = home
-        self._uids = uids
+        self._kin = kin or Kin()
         self._tasks = tasks
         self._pools: dict[str, tuple[Pool, asyncio.Task[None]]] = {}
 
@@ -224,7 +231,7 @@ class Pools:
         key = wanted.key
         if key not in self._pools:
             self._make_room()
-            pool = Pool(wanted, self._home, self._uids)
+            pool = Pool(wanted, self._home, self._kin)
             self._pools[key] = pool, self._tasks.create_task(pool.serve())
         pool, _ = self._pools[key]
         pool.wanted = wanted
@@ -248,8 +255,9 @@ class Pools:
         return any(pool.zygote is not None and pool.zygote.forking for pool, _ in self._pools.values())
 
     @property
-    def pids(self) -> Iterable[int]:
-        return (pid for pool, _ in self._pools.values() for pid in pool.pids)
+    def pids(self) -> set[int]:
+        """Of all that is ours to reap, kernels among it."""
+        return self._kin.pids | {pool.zygote.pid for pool, _ in self._pools.values() if pool.zygote is not None}
 
     async def end(self) -> None:
         serving = [task for _, task in self._pools.values()]

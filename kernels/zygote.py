@@ -19,7 +19,7 @@ from typing import Any
 
 from kernels import processes
 from kernels.errors import KernelsError
-from kernels.inherited import Inherited
+from kernels.inherited import Inherited, Kin
 from kernels.processes import MARK
 
 _SCRIPT = Path(__file__).parent / "inside" / "zygote.py"
@@ -73,9 +73,9 @@ class Forked(Inherited):
 
     def __init__(
         self, zygote: "Zygote", pid: int, init_pid: int | None, user_ns: int | None, channel: socket.socket,
-        on_reaped: Callable[[], None],
+        kin: Kin, uid: int | None,
     ) -> None:  # fmt: skip
-        super().__init__(pid, init_pid, on_reaped)
+        super().__init__(pid, init_pid, kin, uid)
         self._zygote = zygote
         self._user_ns = user_ns
         self._channel = channel
@@ -124,9 +124,10 @@ class Forked(Inherited):
             os.close(self._user_ns)
             self._user_ns = None
 
-    def reap(self) -> int:
+    async def reaped(self) -> int:
+        await self.unreaped()
         self._close()
-        return super().reap()
+        return await super().reaped()
 
 
 def _in_memory(content: bytes) -> int:
@@ -141,10 +142,13 @@ def _in_memory(content: bytes) -> int:
 class Zygote:
     """One that runs. Made by `start`; whoever made it ends it."""
 
-    def __init__(self, environment: Environment, process: "subprocess.Popen[bytes]", control: socket.socket) -> None:
+    def __init__(
+        self, environment: Environment, process: "subprocess.Popen[bytes]", control: socket.socket, born: set[int]
+    ) -> None:
         self.environment = environment
         self.pid = process.pid
         self.modules: frozenset[str] = frozenset()
+        self.born = born  # what was forked and is not reaped yet
         self.over = asyncio.Event()
         self._process = process
         self._control = control
@@ -191,7 +195,7 @@ class Zygote:
         """Whether there may be a child of ours that we have not heard of."""
         return bool(self._asked)
 
-    async def fork(self, plan: Mapping[str, Any], on_reaped: Callable[[], None] = lambda: None) -> Forked:
+    async def fork(self, plan: Mapping[str, Any], kin: Kin) -> Forked:
         """Raises `ZygoteFailed`. `plan` is that of its walls."""
         ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
@@ -200,7 +204,7 @@ class Zygote:
         except BaseException:
             ours.close()  # if it is there it sees that it is nobody's
             raise
-        return Forked(self, told["pid"], told["init_pid"], fds[0] if fds else None, ours, on_reaped)
+        return Forked(self, told["pid"], told["init_pid"], fds[0] if fds else None, ours, kin, plan.get("uid"))
 
     async def open_trees(self, paths: Mapping[str, str], user_ns: int | None) -> dict[str, int]:
         """Detached mounts of these paths, the caller's to close. Raises `ZygoteFailed`."""

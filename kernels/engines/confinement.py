@@ -15,7 +15,7 @@ from kernels import cgroups, sandbox
 from kernels.confined import command
 from kernels.engine import Kernelspec, Launch
 from kernels.errors import WallsMissing
-from kernels.inherited import Uids
+from kernels.inherited import Kin
 from kernels.sandbox import HostWalls
 
 Isolation = Literal["strict", "best-effort", "none"]
@@ -49,7 +49,7 @@ class Confinement:
         self._isolation = isolation
         self._readable = tuple(readable)
         self._plans: dict[tuple[str, tuple[Path, ...]], tuple[float, dict[str, Any]]] = {}
-        self._uids = Uids()
+        self._kin = Kin()
         self.host = HostWalls((), range(0), None)
 
     async def look(self, folder: Path) -> None:
@@ -99,7 +99,7 @@ class Confinement:
         if not plan:
             yield argv
             return
-        uid = self._uids.take(self.host.uids[-_SETUPS:]) if plan.pop("uids", None) else None
+        uid = self._kin.take_uid(self.host.uids[-_SETUPS:]) if plan.pop("uids", None) else None
         if self.host.cgroups is not None:
             limits = launch.limits
             group = self.host.cgroups.group(mark)
@@ -110,7 +110,7 @@ class Confinement:
                      "hostname": _HOSTNAME, "cwd": str(cwd)}  # fmt: skip
             yield command(argv, order)
         finally:
-            self._uids.give_back(uid)
+            self._kin.give_back(uid)
             if group is not None:
                 with suppress(OSError):
                     group.end()

@@ -1,6 +1,7 @@
 """The gateway as a process: how it stops, what it leaves behind when it is killed, and that it leaks nothing."""
 
 import asyncio
+import json
 import signal
 import time
 from pathlib import Path
@@ -28,9 +29,9 @@ def kernels_of(gateway: GatewayProcess) -> list[psutil.Process]:
 
 
 def runtime_folder(gateway: GatewayProcess) -> Path:
-    """Where the sockets of its kernels are; one must run."""
-    files = [part for process in kernels_of(gateway) for part in process.cmdline() if part.endswith("kernel.json")]
-    return Path(files[0]).parent.parent
+    """Where the sockets of its kernels are."""
+    (announcement,) = (gateway.data_dir / "keepers").glob("*.json")
+    return Path(json.loads(announcement.read_text())["runtime"])
 
 
 async def all_gone(processes: list[psutil.Process], timeout_s: float = 15) -> None:

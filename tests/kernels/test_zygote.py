@@ -242,6 +242,7 @@ async def test_a_kernel_ready_in_the_pool_that_is_killed_is_replaced(sessions: S
 
     for process in before:
         process.kill()
+    await until(lambda: not set(before) & set(below_keepers(data_dir)))
     async with sessions.started() as kernel:
         forked = await run(kernel, IS_FORKED)
         await until(lambda: len(ready_of(data_dir)) == 2)
