@@ -142,13 +142,10 @@ def _in_memory(content: bytes) -> int:
 class Zygote:
     """One that runs. Made by `start`; whoever made it ends it."""
 
-    def __init__(
-        self, environment: Environment, process: "subprocess.Popen[bytes]", control: socket.socket, born: set[int]
-    ) -> None:
+    def __init__(self, environment: Environment, process: "subprocess.Popen[bytes]", control: socket.socket) -> None:
         self.environment = environment
         self.pid = process.pid
         self.modules: frozenset[str] = frozenset()
-        self.born = born  # what was forked and is not reaped yet
         self.over = asyncio.Event()
         self._process = process
         self._control = control

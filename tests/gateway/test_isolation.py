@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 
 from tests.api import Api
 from tests.gateways import GatewayProcess, gateway_process
@@ -24,7 +25,7 @@ async def ask(api: Api, session_id: str, code: str, **fields: Any) -> Any:
     return json.loads(run["stdout"])
 
 
-@pytest.fixture(scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def walled(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[GatewayProcess]:
     """A gateway whose sessions reach nothing."""
     folder = tmp_path_factory.mktemp("walled")
