@@ -8,6 +8,7 @@ import contextlib
 import json
 import logging
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -57,6 +58,8 @@ class Order:
     )  # `plan` of its walls, what is `behind`, and what is `missing`
     cpus: float | None = None
     pids: int | None = None
+    disk_bytes: int | None = None
+    disk_paths: list[str] = field(default_factory=list)  # where its files are
 
 
 class Started:
@@ -255,6 +258,33 @@ class Child:
             else:
                 await asyncio.shield(asyncio.to_thread(processes.end_family, self.pid, self.mark))
             await self.ended()
+
+    def cpu_seconds(self) -> float:
+        """Used so far by all that it has started."""
+        with contextlib.suppress(OSError):
+            if self._group is not None:
+                return self._group.cpu_seconds()
+        return processes.usage(self.pid)[0]
+
+    def let_files_grow(self, grow: bool) -> None:
+        """Whether what it runs, and what that starts from now on, may write to the end of files."""
+        size = resource.RLIM_INFINITY if grow else 0
+        for pid in self._family():
+            with contextlib.suppress(OSError):
+                resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, size))
+
+    def _family(self) -> list[int]:
+        with contextlib.suppress(OSError):
+            if self._group is not None:
+                return self._group.pids()
+        with contextlib.suppress(psutil.Error):
+            return [self.pid, *(one.pid for one in processes.descendants(psutil.Process(self.pid)))]
+        return []
+
+    def note(self, sentence: str) -> None:
+        """Tell its user, in its log."""
+        with contextlib.suppress(OSError), Log(Path(self.order.log)).opened() as output:
+            print(sentence, file=output, flush=True)
 
     async def kill_for_memory(self, used_bytes: int) -> None:
         limit = self.order.memory_bytes or 0

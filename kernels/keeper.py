@@ -29,6 +29,7 @@ import zmq
 
 from kernels import cgroups
 from kernels.children import Child, Journaling, MemoryWatch, Order, connection_at
+from kernels.disk_watch import DiskWatch
 from kernels.engine import Exit
 from kernels.errors import KernelGone, KernelsError, Refused, StartFailed
 from kernels.inherited import Kin
@@ -60,6 +61,7 @@ def version() -> str:
         "cgroups",
         "children",
         "confined",
+        "disk_watch",
         "inherited",
         "journal",
         "keeper",
@@ -179,7 +181,8 @@ class Keeper:
         self._forks = be_subreaper()
         if not self._forks:
             log.info("This system can't have a process take in orphans: kernels are started one by one")
-        beside = [self._tasks.create_task(MemoryWatch(self._children).watch())]
+        watches = (MemoryWatch(self._children), DiskWatch(self._children))
+        beside = [self._tasks.create_task(one.watch()) for one in watches]
         if self._forks:
             beside.append(self._tasks.create_task(Orphans(self._own_pids).watch()))
         told = {"id": self.id, "pid": os.getpid(), "version": self._version, "runtime": str(self._runtime)}

@@ -145,6 +145,8 @@ class LocalEngine:
             "memory_bytes": launch.limits.memory_bytes,
             "cpus": launch.limits.cpu,
             "pids": launch.limits.pids,
+            "disk_bytes": launch.limits.disk_bytes,
+            "disk_paths": [str(place / name) for name in ("workspace", "home", "overlay")],
             "journal_bytes": self._journal_bytes,
             "about": {"place": launch.place, "spec": asdict(launch.spec), "limits": asdict(launch.limits)},
             "fork": await self._fork(launch),
