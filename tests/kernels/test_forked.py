@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from kernels import sandbox
+from kernels import cgroups, sandbox
 from kernels.inside import walls
 from kernels.inside.walls import Forked, WallError
 
@@ -150,6 +150,64 @@ def test_folders_come_after_the_fork_and_only_they_can_be_written(tmp_path: Path
     ]
     assert (ours / "made").read_text() == "read"
     assert (ours / "made").stat().st_uid == os.geteuid()
+
+
+def test_a_session_is_in_its_group_from_its_first_moment() -> None:
+    found, reason = cgroups.found()
+    if found is None:
+        pytest.skip(f"No cgroups here: {reason}")
+    group = found.group("forked")
+    group.limit(cgroups.Limits(memory_bytes=64 << 20, processes=8))
+    plan = _plan(cgroups=[str(folder) for folder in group.folders])
+
+    def work() -> list[Any]:
+        forked = walls.fork(plan)
+        if forked is None:
+            walls.close(plan, {}, hostname="one", limits={})
+            kept = []
+            while True:
+                kept.append(bytearray(b"x") * (1 << 20))
+        assert forked is not None
+        code = os.waitstatus_to_exitcode(os.waitpid(forked.pid, 0)[1])
+        alone = group.pids() == [forked.init_pid]
+        os.kill(forked.init_pid or 0, signal.SIGKILL)
+        os.waitpid(forked.init_pid or 0, 0)
+        return [code, alone, group.oom_kills()]
+
+    try:
+        assert _apart(work) == [-9, True, 1]
+    finally:
+        group.end()
+
+
+def test_a_fork_bomb_behind_the_walls_ends_with_init() -> None:
+    found, reason = cgroups.found()
+    if found is None:
+        pytest.skip(f"No cgroups here: {reason}")
+    group = found.group("bomb")
+    group.limit(cgroups.Limits(processes=50))
+    plan = _plan(cgroups=[str(folder) for folder in group.folders])
+
+    def work() -> list[Any]:
+        reading, writing = os.pipe()
+        forked = walls.fork(plan)
+        if forked is None:
+            walls.close(plan, {}, hostname="one", limits={})
+            while True:
+                try:
+                    os.fork()
+                except OSError:
+                    os.write(writing, b"full")
+        assert forked is not None
+        assert os.read(reading, 4) == b"full"
+        several = len(group.pids())
+        codes = _end(forked)
+        return [several, codes, group.pids()]
+
+    try:
+        assert _apart(work) == [50, [-9, -9], []]
+    finally:
+        group.end()
 
 
 def test_without_a_plan_it_is_a_plain_child_of_the_subreaper() -> None:
