@@ -73,17 +73,30 @@ def _confined(walls: Any, order: dict[str, Any], argv: list[str]) -> Any:
         _become(walls, order, argv, theirs)
     theirs.close()
     try:
-        mounted = order.get("trees", {}) if "mount" in plan.get("namespaces", ()) else {}
-        trees = walls.open_trees(mounted, forked.user_ns)
-        socket.send_fds(ours, [json.dumps(list(trees)).encode()], list(trees.values()))
-        answer = json.loads(ours.recv(65536) or '["confine", "the process ended"]')
-        if isinstance(answer, list):
-            raise walls.WallError(*answer)
+        return _handed_over(walls, order, forked, ours)
     except BaseException:
         for pid in (forked.init_pid, forked.pid):
             if pid is not None:
                 os.kill(pid, signal.SIGKILL)
         raise
+    finally:
+        ours.close()
+        if forked.user_ns is not None:
+            os.close(forked.user_ns)
+
+
+def _handed_over(walls: Any, order: dict[str, Any], forked: Any, ours: socket.socket) -> Any:
+    """Give the session its folders, and wait until its program is executed. Raises `WallError`."""
+    namespaces = order["plan"].get("namespaces", ())
+    trees = walls.open_trees(order.get("trees", {}) if "mount" in namespaces else {}, forked.user_ns)
+    try:
+        socket.send_fds(ours, [json.dumps(list(trees)).encode()], list(trees.values()))
+    finally:
+        for tree in trees.values():
+            os.close(tree)
+    answer = json.loads(ours.recv(65536) or '["confine", "the process ended"]')
+    if isinstance(answer, list):
+        raise walls.WallError(*answer)
     return forked, answer["walls"]
 
 

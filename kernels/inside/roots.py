@@ -52,8 +52,8 @@ def build(plan: Mapping[str, Any], trees: Mapping[str, int]) -> None:
             os.symlink(target, path[1:])
     for path, text in plan.get("files", {}).items():
         os.makedirs(os.path.dirname(path[1:]), exist_ok=True)
-        with open(path[1:], "w") as file:
-            file.write(text)
+        with open(path[1:], "wb") as file:  # as bytes: codecs are modules, which can't always be imported here
+            file.write(text.encode())
     system.mount(
         "mount", "devpts", "dev/pts", system.MS_NOSUID | system.MS_NOEXEC, "newinstance,ptmxmode=0666,mode=620"
     )
@@ -89,8 +89,8 @@ def _place(trees: Mapping[str, int]) -> None:
 
 def _mount_proc() -> None:
     system.mount("pid", "proc", "proc", _SAFE | system.MS_NOEXEC)
-    with open("proc/sys/user/max_user_namespaces", "w") as most:
-        most.write("0")  # inside: a namespace of its own would give a session capabilities in it
+    with open("proc/sys/user/max_user_namespaces", "wb") as most:
+        most.write(b"0")  # inside: a namespace of its own would give a session capabilities in it
     for name in _READ_ONLY_PROC:
         if os.path.exists(f"proc/{name}"):
             tree = system.open_tree("pid", f"proc/{name}", system.MOUNT_RDONLY)

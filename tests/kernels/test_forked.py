@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from kernels import sandbox
+from kernels import cgroups, sandbox
 from kernels.inside import walls
 from kernels.inside.walls import Forked, WallError
 
@@ -152,6 +152,64 @@ def test_folders_come_after_the_fork_and_only_they_can_be_written(tmp_path: Path
     assert (ours / "made").stat().st_uid == os.geteuid()
 
 
+def test_a_session_is_in_its_group_from_its_first_moment() -> None:
+    found, reason = cgroups.found()
+    if found is None:
+        pytest.skip(f"No cgroups here: {reason}")
+    group = found.group("forked")
+    group.limit(cgroups.Limits(memory_bytes=64 << 20, processes=8))
+    plan = _plan(cgroups=[str(folder) for folder in group.folders])
+
+    def work() -> list[Any]:
+        forked = walls.fork(plan)
+        if forked is None:
+            walls.close(plan, {}, hostname="one", limits={})
+            kept = []
+            while True:
+                kept.append(bytearray(b"x") * (1 << 20))
+        assert forked is not None
+        code = os.waitstatus_to_exitcode(os.waitpid(forked.pid, 0)[1])
+        alone = group.pids() == [forked.init_pid]
+        os.kill(forked.init_pid or 0, signal.SIGKILL)
+        os.waitpid(forked.init_pid or 0, 0)
+        return [code, alone, group.oom_kills()]
+
+    try:
+        assert _apart(work) == [-9, True, 1]
+    finally:
+        group.end()
+
+
+def test_a_fork_bomb_behind_the_walls_ends_with_init() -> None:
+    found, reason = cgroups.found()
+    if found is None:
+        pytest.skip(f"No cgroups here: {reason}")
+    group = found.group("bomb")
+    group.limit(cgroups.Limits(processes=50))
+    plan = _plan(cgroups=[str(folder) for folder in group.folders])
+
+    def work() -> list[Any]:
+        reading, writing = os.pipe()
+        forked = walls.fork(plan)
+        if forked is None:
+            walls.close(plan, {}, hostname="one", limits={})
+            while True:
+                try:
+                    os.fork()
+                except OSError:
+                    os.write(writing, b"full")
+        assert forked is not None
+        assert os.read(reading, 4) == b"full"
+        several = len(group.pids())
+        codes = _end(forked)
+        return [several, codes, group.pids()]
+
+    try:
+        assert _apart(work) == [50, [-9, -9], []]
+    finally:
+        group.end()
+
+
 def test_without_a_plan_it_is_a_plain_child_of_the_subreaper() -> None:
     def work() -> list[Any]:
         called = walls.fork({}, before_exit=lambda: None)
@@ -228,6 +286,57 @@ def test_a_program_started_from_a_read_only_path_cannot_be_written_through_proc(
         return "written"
 
     assert _apart(work) == "Read-only file system"
+
+
+def _confined(order: dict[str, Any], *argv: str, tell: int | None = None) -> "subprocess.Popen[str]":
+    order = {"plan": _plan(), "tell": tell, **order}
+    return subprocess.Popen(
+        [sys.executable, "-I", "-S", str(sandbox.CONFINE), json.dumps(order), *argv],
+        pass_fds=[] if tell is None else [tell], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def test_a_program_is_handed_to_the_subreaper_and_its_exit_code_is_exact() -> None:
+    def work() -> list[Any]:
+        reading, writing = os.pipe()
+        process = _confined({"cwd": "/tmp"}, "sh", "-c", "pwd; exit 5", tell=writing)  # noqa: S108 - its own
+        os.close(writing)
+        with open(reading) as told:
+            forked = json.loads(told.read())
+        said = process.communicate()
+        code = os.waitstatus_to_exitcode(os.waitpid(forked["pid"], 0)[1])
+        os.kill(forked["init_pid"], signal.SIGKILL)
+        os.waitpid(forked["init_pid"], 0)
+        return [*said, process.returncode, code]
+
+    assert _apart(work) == ["/tmp\n", "", 0, 5]  # noqa: S108
+
+
+@pytest.mark.parametrize(("script", "code"), [("exit 3", 3), ("kill -TERM $$", -15), ("kill -KILL $$", -9)])
+def test_who_accompanies_a_program_ends_as_it_does(script: str, code: int) -> None:
+    process = _confined({}, "sh", "-c", script)
+    process.communicate()
+
+    assert process.returncode == code
+
+
+def test_signals_are_passed_on_to_the_program() -> None:
+    process = _confined({}, "sh", "-c", "trap 'echo caught; exit 4' INT; echo ready; while :; do sleep 0.05; done")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+
+    process.send_signal(signal.SIGINT)
+
+    assert process.communicate()[0] == "caught\n"
+    assert process.returncode == 4
+
+
+def test_a_program_without_its_walls_does_not_run(tmp_path: Path) -> None:
+    process = _confined({"trees": {str(tmp_path / "nowhere"): "rw"}}, "echo", "ran")
+    printed, said = process.communicate()
+
+    assert (printed, process.returncode) == ("", 70)
+    assert "mount: open_tree: No such file or directory" in said
 
 
 def test_descriptors_are_closed_but_those_to_keep() -> None:

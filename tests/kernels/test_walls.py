@@ -266,6 +266,12 @@ def test_it_keeps_its_limits(prison: Prison) -> None:
     assert prison.run("result = resource.getrlimit(resource.RLIMIT_CORE)") == [0, 0]
 
 
+def test_a_file_cannot_grow_beyond_its_limit(outer: Outside, owner: int, mode: str) -> None:
+    with Prison(outer, owner=owner, own_uid=mode == "own uid", limits={"file_bytes": 1 << 20}) as prison:
+        assert prison.run("result = of(os.truncate, os.open('big', os.O_CREAT | os.O_RDWR), 2 << 20)") == "EFBIG"
+        assert prison.run("result = of(os.truncate, 'big', 1 << 20)") == "done"
+
+
 def test_temporary_files_are_its_own_and_bounded(prison: Prison) -> None:
     fill = """
 def fill(path):
