@@ -133,9 +133,10 @@ def _take_place(app: Any, identity: dict[str, Any]) -> None:
     shell.init_environment()
 
 
-def renew(app: Any) -> None:
+def renew(app: Any, *, reseeded: bool = True) -> None:
     """A process's and a kernel's own: numbers, names, randomness."""
-    reseed()
+    if reseeded:
+        reseed()
     kernel, session, pid = app.kernel, app.session, os.getpid()
     session.pid = pid
     session.session = str(uuid.uuid4())

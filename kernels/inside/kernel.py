@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 from collections.abc import Awaitable, Iterator
+from functools import partial
 from typing import Any
 
 import zmq
@@ -24,6 +25,7 @@ from zmq.eventloop.zmqstream import ZMQStream
 from .between_cells import BetweenCells
 from .budgets import budgets
 from .cell_threads import keep_threads_with_their_cell
+from .duplicate import duplicate
 from .session import BoundedSession
 from .shell_channel import ShellChannel
 from .streams import BoundedStream
@@ -186,7 +188,7 @@ class GatewayKernel(IPythonKernel):
     async def session_gateway_request(self, stream: Any, ident: Any, parent: dict[str, Any]) -> None:
         content = dict(parent["content"])
         action = content.pop("action")
-        if action in ("checkpoint", "restore"):  # which take their time, and this channel answers one after the other
+        if action in ("checkpoint", "restore", "duplicate"):  # which take their time, and this channel answers one after the other
             answering = asyncio.ensure_future(self._answer(stream, ident, parent, self._keep(action, **content)))
             self._answering.add(answering)
             answering.add_done_callback(self._answering.discard)
@@ -201,6 +203,8 @@ class GatewayKernel(IPythonKernel):
         self.session.send(stream, "session_gateway_reply", reply, parent, ident=ident)
 
     async def _keep(self, action: str, **arguments: Any) -> dict[str, Any]:
+        if action == "duplicate":
+            return await self._duplicate(**arguments)
         if self._checkpoints is None:
             from .checkpoint_requests import CheckpointRequests
 
@@ -208,6 +212,18 @@ class GatewayKernel(IPythonKernel):
         operations = {"checkpoint": self._checkpoints.save, "restore": self._checkpoints.restore}
         answer: dict[str, Any] = await operations[action](**arguments)
         return answer
+
+    async def _duplicate(self, address: str, wait_s: float) -> dict[str, Any]:
+        """Raises `Busy` if no moment between cells came within `wait_s`."""
+        answer: dict[str, Any] = await self.between_cells.do(partial(duplicate, self.parent, address), wait_s)
+        return answer
+
+    def renew(self) -> None:
+        """In a copy of this process: nothing is under way."""
+        self.between_cells = BetweenCells()
+        self._checkpoints = None
+        self._answering = set()
+        self._aborting = False
 
     async def _look(self, action: str, **arguments: Any) -> dict[str, Any]:
         """What is asked of the user's variables; answered by the thread of the control channel."""
