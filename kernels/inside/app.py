@@ -12,8 +12,7 @@ import os
 import stat
 import sys
 from io import FileIO, TextIOWrapper
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import zmq
 from ipykernel.control import ControlThread
@@ -36,6 +35,8 @@ _LINGER_MS = 1000
 
 class GatewayKernelApp(IPKernelApp):
     hb_socket: Any = None
+    if TYPE_CHECKING:
+        io_loop: Any
     own_fds: set[int]  # which are not the session's
     abandoned_tasks: set[Any]  # and other things of the kernel that this one is a copy of: never closed or collected
     started_with: dict[str, str]  # the environment of the process in which it was built,
@@ -54,7 +55,8 @@ class GatewayKernelApp(IPKernelApp):
         self.config.HistoryManager.enabled = False  # its file would be shared by every session of this user
         self.config.IPythonKernel._execute_sleep = 0.0
         self.kernel_class = GatewayKernel
-        self.abandoned_tasks, self._abandoned = set(), []
+        self.abandoned_tasks = set()
+        self._abandoned: list[Any] = []
         BaseIPythonApplication.initialize(self, argv)
         self.init_pdb()
         self.init_blackhole()
@@ -92,7 +94,7 @@ class GatewayKernelApp(IPKernelApp):
         )
         iopub = self._bound(zmq.XPUB, "iopub")
         self.control_thread = ControlThread(daemon=True)
-        loop = self.control_thread.io_loop.asyncio_loop
+        loop = self.control_thread.io_loop.asyncio_loop  # type: ignore[attr-defined]
         self.iopub_thread.connect(iopub, self.control_thread.io_loop)
         answer_when_asked(self.hb_socket, loop)
         if self.capture_fd_output and isinstance(sys.stdout, BoundedStream) and isinstance(sys.stderr, BoundedStream):
@@ -165,8 +167,8 @@ class GatewayKernelApp(IPKernelApp):
         tasks = kernel.shell_channel_thread.tasks
         self.abandoned_tasks.update(tasks)
         self._abandoned.append(
-            (self.context, self.control_thread, kernel.control_stream, kernel.shell_channel_thread, tasks, kernel._answering,
-             self.shell_socket, self.stdin_socket, self.control_socket, self.hb_socket)
+            (self.context, self.control_thread, kernel.control_stream, kernel.shell_channel_thread, tasks,
+             kernel._answering, self.shell_socket, self.stdin_socket, self.control_socket, self.hb_socket)
         )  # fmt: skip
 
     def reconnect(self, identity: dict[str, Any]) -> None:

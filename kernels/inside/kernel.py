@@ -14,12 +14,11 @@ import signal
 import sys
 from collections.abc import Awaitable, Iterator
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import zmq
 from ipykernel.ipkernel import IPythonKernel
 from IPython.core.interactiveshell import InteractiveShell
-from tornado import ioloop
 from zmq.eventloop.zmqstream import ZMQStream
 
 from .between_cells import BetweenCells
@@ -34,8 +33,15 @@ from .streams import BoundedStream
 class GatewayKernel(IPythonKernel):
     """Has its streams and threads from `connect`; `context` are the context variables that cells see."""
 
+    if TYPE_CHECKING:
+        session: Any
+        shell: Any
+        parent: Any
+        io_loop: Any
+
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self._banner = self.shell.banner
         self.control_handlers["session_gateway_request"] = self.session_gateway_request
         self.context = contextvars.copy_context()
         self.between_cells = BetweenCells()
@@ -43,6 +49,11 @@ class GatewayKernel(IPythonKernel):
         self._answering: set[asyncio.Task[None]] = set()
         self._shell_socket: Any = None
         keep_threads_with_their_cell(self.shell)
+
+    @property
+    def banner(self) -> Any:  # type: ignore[override]
+        """Made once: it has a tip in it that is drawn with the session's own random numbers."""
+        return self._banner
 
     @property
     def kernel_info(self) -> dict[str, Any]:
@@ -61,7 +72,7 @@ class GatewayKernel(IPythonKernel):
         """Like ipykernel's, but for the debugger, which is made ready by its first request."""
         self.shell.exit_now = False
         self.shell_channel_thread = ShellChannel(
-            self, self._shell_socket, ioloop.IOLoop.current().asyncio_loop, self.context
+            self, self._shell_socket, asyncio.get_event_loop_policy().get_event_loop(), self.context
         )
         super(IPythonKernel, self).start()
         self.between_cells.begin(self.io_loop, self.context)
@@ -188,7 +199,7 @@ class GatewayKernel(IPythonKernel):
     async def session_gateway_request(self, stream: Any, ident: Any, parent: dict[str, Any]) -> None:
         content = dict(parent["content"])
         action = content.pop("action")
-        if action in ("checkpoint", "restore", "duplicate"):  # which take their time, and this channel answers one after the other
+        if action in ("checkpoint", "restore", "duplicate"):  # which take their time: others are answered meanwhile
             answering = asyncio.ensure_future(self._answer(stream, ident, parent, self._keep(action, **content)))
             self._answering.add(answering)
             answering.add_done_callback(self._answering.discard)

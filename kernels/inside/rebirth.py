@@ -49,7 +49,7 @@ def _take_on(app: Any, identity: dict[str, Any], launcher: str, connection: Any)
 
 
 def _environment(shell: Any, env: dict[str, str], moves: list[tuple[str, str]]) -> dict[str, str]:
-    """What the session was given is replaced; what it has set itself stays, at its new place. Gives what it began with."""
+    """Replace what the session was given; what it has set itself stays. Gives what the copy begins with."""
     before = started_with(shell)["environ"]
     for name in {*os.environ, *before, *env}:
         value = os.environ.get(name)
@@ -76,4 +76,3 @@ def _packages(before: str, after: str, python: str) -> None:
         path = getattr(module, "__path__", None)
         if type(path) is list and any(str(it).startswith(before) for it in path):
             path[:] = [moved(it, before, after) for it in path]
-

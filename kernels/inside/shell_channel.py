@@ -22,6 +22,8 @@ _DELIMITER = b"<IDS|MSG>"
 
 
 class Subshell(BaseThread):
+    io_loop: Any
+
     """Runs what is sent to it beside the main thread."""
 
     def __init__(self, subshell_id: str) -> None:
@@ -41,7 +43,7 @@ class ShellChannel:
         self._context = context
         self._lock = threading.RLock()
         self._subshells: dict[str, Subshell] = {}
-        self._reader: BaseThread | None = None
+        self._reader: Any = None
         self.tasks: set[asyncio.Task[Any]] = set()
         self.parent_thread = threading.current_thread()
         self.manager = self
