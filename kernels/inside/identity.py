@@ -77,7 +77,7 @@ def use_overlay(root: str, python: str, site_packages: str) -> None:
     archive = os.path.join(os.path.dirname(library), f"python{sys.version_info[0]}{sys.version_info[1]}.zip")
     own = [it for it in sys.path if it == archive or (f"{it}/".startswith(f"{library}/") and "-packages" not in it)]
     sys.path[:] = ["", *own]
-    site.PREFIXES[:] = [root, root]
+    site.PREFIXES[:] = [root]
     site.ENABLE_USER_SITE = False
     sys.path_importer_cache.clear()
     site.addsitedir(site_packages)
