@@ -62,6 +62,13 @@ class Hierarchy:
                         owner.rmdir()
         return len(names)
 
+    def leave(self) -> None:
+        """Remove our own empty folders; for who makes no more groups."""
+        for folder in set(self.folders.values()):
+            for empty in (folder / PARENT / _owner(), folder / PARENT):
+                with contextlib.suppress(OSError):
+                    empty.rmdir()
+
 
 class Group:
     """One session's processes. Limits and counts raise `OSError` when the group is gone."""

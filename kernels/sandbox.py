@@ -28,13 +28,15 @@ _MOST_UIDS = 100_000
 _PROBE_TIMEOUT_S = 30.0
 
 # All that a session sees of /etc: what programs look up, none of it a secret. Not who may log in (passwd, shadow, ssh,
-# sudoers), and not what services are told (their own folders).
-_ETC = """
-    alternatives bash.bashrc ca-certificates ca-certificates.conf crypto-policies debian_version fonts gai.conf
-    host.conf inputrc java-* ld.so.cache ld.so.conf ld.so.conf.d locale.alias locale.conf locale.gen localtime magic
-    magic.mime mailcap matplotlibrc mime.types networks nsswitch.conf OpenCL openmpi os-release pki profile protocols
-    R python3 python3.* rpc services ssl/certs ssl/cert.pem ssl/openssl.cnf terminfo timezone vulkan xml
-""".split()
+# sudoers), and not what services are told (their own folders). Few: each is a mount, for each session.
+# fmt: off
+_ETC = (
+    "alternatives", "debian_version", "fonts", "gai.conf", "java-*", "ld.so.cache", "locale.alias", "locale.conf",
+    "localtime", "mailcap", "matplotlibrc", "mime.types", "nsswitch.conf", "OpenCL", "openmpi", "os-release",
+    "protocols", "R", "python3.*", "services", "ssl/certs", "ssl/cert.pem", "ssl/openssl.cnf", "pki/tls",
+    "pki/ca-trust", "crypto-policies", "timezone", "vulkan",
+)
+# fmt: on
 _ETC_WITH_NETWORK = ("hosts", "pip.conf", "resolv.conf")
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/nix/store", "/gnu/store")
 _SYS = ("/sys/devices/system/cpu", "/sys/devices/system/node")
@@ -135,7 +137,7 @@ def plan(
     if sys.platform != "linux":
         return {}
     shared = network == "host"
-    rest = {
+    rest: dict[str, Any] = {
         "abstract_sockets": "own" if shared and host.stands("abstract-sockets") else "",
         "seccomp": host.stands("seccomp"),
         "cgroups": [],
@@ -166,7 +168,7 @@ def plan(
 
 
 def interpreter_paths(python: Path) -> list[Path]:
-    """What a Python needs to read: its own prefix and, of a virtual environment, that of the Python it was made with."""
+    """What a Python needs to read: its own prefix and, of a virtual environment, that of its Python."""
     prefixes = [Path(os.path.abspath(python)).parent.parent, Path(os.path.realpath(python)).parent.parent]
     return [path for path in dict.fromkeys(prefixes) if path != Path("/")]
 

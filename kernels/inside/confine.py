@@ -73,17 +73,30 @@ def _confined(walls: Any, order: dict[str, Any], argv: list[str]) -> Any:
         _become(walls, order, argv, theirs)
     theirs.close()
     try:
-        mounted = order.get("trees", {}) if "mount" in plan.get("namespaces", ()) else {}
-        trees = walls.open_trees(mounted, forked.user_ns)
-        socket.send_fds(ours, [json.dumps(list(trees)).encode()], list(trees.values()))
-        failed = ours.recv(65536)
-        if failed:
-            raise walls.WallError(*json.loads(failed))
+        return _handed_over(walls, order, forked, ours)
     except BaseException:
         for pid in (forked.init_pid, forked.pid):
             if pid is not None:
                 os.kill(pid, signal.SIGKILL)
         raise
+    finally:
+        ours.close()
+        if forked.user_ns is not None:
+            os.close(forked.user_ns)
+
+
+def _handed_over(walls: Any, order: dict[str, Any], forked: Any, ours: socket.socket) -> Any:
+    """Give the session its folders, and wait until its program is executed. Raises `WallError`."""
+    namespaces = order["plan"].get("namespaces", ())
+    trees = walls.open_trees(order.get("trees", {}) if "mount" in namespaces else {}, forked.user_ns)
+    try:
+        socket.send_fds(ours, [json.dumps(list(trees)).encode()], list(trees.values()))
+    finally:
+        for tree in trees.values():
+            os.close(tree)
+    failed = ours.recv(65536)
+    if failed:
+        raise walls.WallError(*json.loads(failed))
     return forked
 
 
@@ -104,7 +117,7 @@ def _become(walls: Any, order: dict[str, Any], argv: list[str], theirs: socket.s
         theirs.send(json.dumps(["confine", f"{type(error).__name__}: {error}"]).encode())
         os._exit(_NO_WALLS)
     try:
-        os.execvp(argv[0], argv)
+        os.execvp(argv[0], argv)  # noqa: S606 - that is the work
     except OSError as error:
         print(f"{argv[0]}: {error.strerror}", file=sys.stderr, flush=True)
     os._exit(_NO_PROGRAM)
@@ -117,8 +130,8 @@ def _accompany(forked: Any) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(forked.pid, number)
 
-    for number in _PASSED_ON:
-        signal.signal(number, pass_on)
+    for passed in _PASSED_ON:
+        signal.signal(passed, pass_on)
     status = os.waitpid(forked.pid, 0)[1]
     if forked.init_pid is not None:
         os.kill(forked.init_pid, signal.SIGKILL)

@@ -13,7 +13,7 @@ from typing import Any
 
 from . import system
 
-_STAGE = "/tmp"  # any folder that exists: what is mounted there is the root a moment later
+_STAGE = "/tmp"  # noqa: S108 - any folder that exists: what is mounted there is the root a moment later
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 _LINKS = {"fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1", "stderr": "/proc/self/fd/2"}
 _READ_ONLY_PROC = ("bus", "fs", "irq", "sys", "sysrq-trigger")
@@ -43,6 +43,8 @@ def build(plan: Mapping[str, Any], trees: Mapping[str, int]) -> None:
     os.chdir(_STAGE)
     for folder in ("proc", "dev", "tmp", "run", "var", "etc", "dev/pts", "dev/shm"):
         os.mkdir(folder)
+    system.mount("mount", "tmpfs", "tmp", _SAFE, _bounded(plan["tmp_bytes"]))
+    system.mount("mount", "tmpfs", "dev/shm", _SAFE | system.MS_NOEXEC, _bounded(plan["shm_bytes"]))
     _place(trees)
     for path, target in plan.get("links", {}).items():
         if not os.path.lexists(path[1:]):
@@ -50,16 +52,14 @@ def build(plan: Mapping[str, Any], trees: Mapping[str, int]) -> None:
             os.symlink(target, path[1:])
     for path, text in plan.get("files", {}).items():
         os.makedirs(os.path.dirname(path[1:]), exist_ok=True)
-        with open(path[1:], "w") as file:
-            file.write(text)
-    system.mount("mount", "tmpfs", "tmp", _SAFE, _bounded(plan["tmp_bytes"]))
-    system.mount("mount", "tmpfs", "dev/shm", _SAFE | system.MS_NOEXEC, _bounded(plan["shm_bytes"]))
+        with open(path[1:], "wb") as file:  # as bytes: codecs are modules, which can't always be imported here
+            file.write(text.encode())
     system.mount(
         "mount", "devpts", "dev/pts", system.MS_NOSUID | system.MS_NOEXEC, "newinstance,ptmxmode=0666,mode=620"
     )
     for name, target in {**_LINKS, "ptmx": "pts/ptmx"}.items():
         os.symlink(target, f"dev/{name}")
-    os.symlink("/tmp", "var/tmp")
+    os.symlink("../tmp", "var/tmp")
     if "pid" in plan["namespaces"]:
         _mount_proc()
     system.pivot_root("mount")
@@ -89,8 +89,8 @@ def _place(trees: Mapping[str, int]) -> None:
 
 def _mount_proc() -> None:
     system.mount("pid", "proc", "proc", _SAFE | system.MS_NOEXEC)
-    with open("proc/sys/user/max_user_namespaces", "w") as most:
-        most.write("0")  # inside: a namespace of its own would give a session capabilities in it
+    with open("proc/sys/user/max_user_namespaces", "wb") as most:
+        most.write(b"0")  # inside: a namespace of its own would give a session capabilities in it
     for name in _READ_ONLY_PROC:
         if os.path.exists(f"proc/{name}"):
             tree = system.open_tree("pid", f"proc/{name}", system.MOUNT_RDONLY)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import struct
 
 from .system import MACHINE, WallError, call
@@ -74,6 +75,7 @@ def names() -> set[str]:
     return {*_REFUSED, *_UNKNOWN}
 
 
+@functools.cache
 def filter_program(machine: str = MACHINE) -> bytes:
     """The filter, as instructions of classic BPF. Raises `WallError` on a machine that it does not know."""
     if machine not in _ARCHITECTURE:

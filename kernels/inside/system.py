@@ -67,7 +67,7 @@ def _check(result: int, wall: str, what: str) -> int:
     return result
 
 
-def call(wall: str, name: str, *arguments: int | bytes | None | ctypes.Array[ctypes.c_char]) -> int:
+def call(wall: str, name: str, *arguments: int | bytes | ctypes.Array[ctypes.c_char] | None) -> int:
     """A system call by its name in the table above. Raises `WallError`."""
     number = _NUMBERS.get(MACHINE, {}).get(name)
     if number is None:

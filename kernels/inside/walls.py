@@ -76,11 +76,14 @@ def fork(plan: Plan, before_exit: Callable[[], None] | None = None) -> Forked | 
     `before_exit` is called in the process between the two, before it ends.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    if plan.get("seccomp"):
+        seccomp.filter_program()  # once, here, and not in each child
     program = inits.opened() if "pid" in plan.get("namespaces", ()) else None
     middle = os.fork()
     if middle == 0:
         ours.close()
-        return _Middle(plan, theirs, program, before_exit).fork()
+        _Middle(plan, theirs, program, before_exit).fork()
+        return None
     theirs.close()
     try:
         forked = _accompany(plan, middle, ours)
