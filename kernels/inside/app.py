@@ -9,10 +9,11 @@ import asyncio
 import atexit
 import logging
 import os
+import stat
 import sys
 from collections.abc import Callable
 from io import FileIO, TextIOWrapper
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import zmq
 from ipykernel.control import ControlThread
@@ -22,9 +23,11 @@ from jupyter_client.session import Session
 from tornado import ioloop
 from traitlets import default
 
+from .duplicate import Reborn, is_own_socket, open_fds
 from .heartbeat import answer_when_asked
 from .kernel import GatewayKernel
 from .publisher import Publisher
+from .rebirth import be_reborn, say_ready
 from .session import BoundedSession
 from .streams import BoundedStream, capture
 
@@ -34,6 +37,10 @@ _LINGER_MS = 1000
 class GatewayKernelApp(IPKernelApp):
     hb_socket: Any = None
     on_bound: Callable[[], None] = staticmethod(lambda: None)  # called once others can connect
+    if TYPE_CHECKING:
+        io_loop: Any
+    own_fds: set[int]  # which are not the session's
+    abandoned_tasks: set[Any]  # and other things of the kernel that this one is a copy of: never closed or collected
     started_with: dict[str, str]  # the environment of the process in which it was built,
     added_to_environ: dict[str, str]  # and what the interpreter and its libraries put there themselves
 
@@ -50,6 +57,8 @@ class GatewayKernelApp(IPKernelApp):
         self.config.HistoryManager.enabled = False  # its file would be shared by every session of this user
         self.config.IPythonKernel._execute_sleep = 0.0
         self.kernel_class = GatewayKernel
+        self.abandoned_tasks = set()
+        self._abandoned: list[Any] = []
         BaseIPythonApplication.initialize(self, argv)
         self.init_pdb()
         self.init_blackhole()
@@ -78,6 +87,9 @@ class GatewayKernelApp(IPKernelApp):
         """Open the sockets that the connection file names; nothing is said before `start`."""
         self.init_signal()
         asyncio.set_event_loop(asyncio.new_event_loop())
+        self._open_sockets()
+
+    def _open_sockets(self) -> None:
         self.context = zmq.Context()
         self.shell_socket, self.stdin_socket, self.control_socket, self.hb_socket = (
             self._bound(zmq.ROUTER, name) for name in ("shell", "stdin", "control", "hb")
@@ -85,7 +97,7 @@ class GatewayKernelApp(IPKernelApp):
         iopub = self._bound(zmq.XPUB, "iopub")
         self.on_bound()
         self.control_thread = ControlThread(daemon=True)
-        loop = self.control_thread.io_loop.asyncio_loop
+        loop = self.control_thread.io_loop.asyncio_loop  # type: ignore[attr-defined]
         self.iopub_thread.connect(iopub, self.control_thread.io_loop)
         answer_when_asked(self.hb_socket, loop)
         if self.capture_fd_output and isinstance(sys.stdout, BoundedStream) and isinstance(sys.stderr, BoundedStream):
@@ -94,6 +106,7 @@ class GatewayKernelApp(IPKernelApp):
         self.kernel.connect(self.shell_socket, self.control_socket, self.stdin_socket, self.control_thread)
         self._ports = {name: getattr(self, f"{name}_port") for name in ("shell", "iopub", "stdin", "hb", "control")}
         self.kernel.record_ports({f"{name}_port": port for name, port in self._ports.items()})
+        self.own_fds = set(open_fds())
 
     def _bound(self, kind: int, name: str) -> Any:
         assert self.context is not None
@@ -123,16 +136,59 @@ class GatewayKernelApp(IPKernelApp):
                 handler.stream = TextIOWrapper(FileIO(fd, "w", closefd=False), write_through=True)
 
     def start(self) -> None:
-        """Serve until it is shut down."""
+        """Serve until it is shut down; in a copy of this process too, once it has become another session's."""
         if self.poller is not None:
             self.poller.start()
-        self.kernel.start()
-        self.control_thread.start()
-        self.io_loop = ioloop.IOLoop.current()
-        try:
-            self.io_loop.start()
-        except KeyboardInterrupt:
-            pass
+        reborn: Reborn | None = None
+        while True:
+            self.kernel.start()
+            self.control_thread.start()
+            self.io_loop = ioloop.IOLoop.current()
+            if reborn is not None:
+                say_ready(reborn)
+            try:
+                self.io_loop.start()
+            except KeyboardInterrupt:
+                pass
+            except Reborn as copy:
+                reborn = copy
+                be_reborn(self, copy, sys.argv[0])
+                continue
+            return
+
+    def abandon_connection(self) -> None:
+        """In a copy of this process: leave alone what is the other one's, but hold none of its sockets open."""
+        kernel = self.kernel
+        for fd in open_fds():
+            kind = os.fstat(fd).st_mode
+            own = fd in self.own_fds and fd > 2 and not stat.S_ISREG(kind) and not stat.S_ISCHR(kind)
+            if own or (stat.S_ISSOCK(kind) and is_own_socket(self, fd)):
+                os.close(fd)
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, BoundedStream) and stream._should_watch:
+                os.dup2(stream._original_stdstream_copy, stream._original_stdstream_fd)
+        tasks = kernel.shell_channel_thread.tasks
+        self.abandoned_tasks.update(tasks)
+        self._abandoned.append(
+            (self.context, self.control_thread, kernel.control_stream, kernel.shell_channel_thread, tasks,
+             kernel._answering, self.shell_socket, self.stdin_socket, self.control_socket, self.hb_socket)
+        )  # fmt: skip
+
+    def reconnect(self, identity: dict[str, Any]) -> None:
+        """In such a copy: all that a connection needs anew, around the same loop, kernel and streams."""
+        self.connection_file = identity["connection_file"]
+        self.load_connection_info(identity["connection"])
+        self._renew_loop()
+        self._open_sockets()
+
+    def _renew_loop(self) -> None:
+        loop: Any = self.io_loop.asyncio_loop
+        self._abandoned.append((loop._selector, loop._ssock, loop._csock, list(loop._ready)))
+        loop._selector = type(loop._selector)()
+        loop._ready.clear()
+        loop._scheduled.clear()
+        loop._make_self_pipe()
+        self.kernel.renew()
 
     def initialize(self, argv: list[str] | None = None) -> None:
         """An ordinary start, from a connection file."""

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+from .duplicate import Reborn
+
 T = TypeVar("T")
 
 A_MOMENT_S = 0.25
@@ -73,6 +75,8 @@ class BetweenCells:
             if future.set_running_or_notify_cancel():
                 try:
                     result = self._context.run(work) if self._context is not None else work()
+                except Reborn:
+                    raise
                 except Exception as error:
                     future.set_exception(error)
                 except BaseException as error:  # it would end the loop that waits for it

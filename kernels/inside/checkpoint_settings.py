@@ -23,9 +23,9 @@ _NO_OPTIONS = frozenset(["HistoryManager", "ProfileDir", "KernelApp", "ZMQShellD
 _PLAIN = (bool, int, float, str)
 
 
-def remember_start(shell: Any) -> None:
+def remember_start(shell: Any, start: dict[str, Any] | None = None) -> None:
     """Take down what a kernel begins with, so that a checkpoint knows what the session changed."""
-    setattr(shell, _START, {"environ": dict(os.environ), "path": list(sys.path)})
+    setattr(shell, _START, start or {"environ": dict(os.environ), "path": list(sys.path)})
 
 
 def started_with(shell: Any) -> dict[str, Any]:

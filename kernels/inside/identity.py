@@ -1,4 +1,4 @@
-"""Makes a fork of a built kernel a certain session's: as if its own interpreter had been started with all that it has."""
+"""Makes a fork of a built kernel a certain session's: as if the session's own interpreter had been started."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _AT_START = ("PYTHON", "LD_", "MALLOC_", "GLIBC_", "LANG", "LC_", "OMP_", "OPENB
 
 def why_not_forked(identity: dict[str, Any], started_with: dict[str, str]) -> str | None:
     """What only an ordinary start honours, if this session has some of it."""
-    env = identity["env"]
+    env: dict[str, str] = identity["env"]
     for name in {*env, *started_with}:
         if name.startswith(_AT_START) and env.get(name) != started_with.get(name):
             return name
@@ -46,7 +46,7 @@ def start_anew(identity: dict[str, Any], launcher: str) -> None:
     os.chdir(identity["cwd"])
     python = identity["overlay"]["python"]
     flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
-    os.execve(python, [python, *flags, launcher, "-f", identity["connection_file"]], identity["env"])
+    os.execve(python, [python, *flags, launcher, "-f", identity["connection_file"]], identity["env"])  # noqa: S606
 
 
 def _ipython_dir(env: dict[str, str]) -> str:
@@ -77,11 +77,12 @@ def use_overlay(root: str, python: str, site_packages: str) -> None:
     archive = os.path.join(os.path.dirname(library), f"python{sys.version_info[0]}{sys.version_info[1]}.zip")
     own = [it for it in sys.path if it == archive or (f"{it}/".startswith(f"{library}/") and "-packages" not in it)]
     sys.path[:] = ["", *own]
-    site.PREFIXES[:] = [root, root]
+    site.PREFIXES[:] = [root]
     site.ENABLE_USER_SITE = False
     sys.path_importer_cache.clear()
     site.addsitedir(site_packages)
-    if (sysconfig := sys.modules.get("sysconfig")) is not None:
+    sysconfig: Any = sys.modules.get("sysconfig")
+    if sysconfig is not None:
         sysconfig._PREFIX = sysconfig._EXEC_PREFIX = root
         sysconfig._CONFIG_VARS = None
         sysconfig._CONFIG_VARS_INITIALIZED = False
@@ -91,12 +92,13 @@ def use_overlay(root: str, python: str, site_packages: str) -> None:
 
 def forget_process() -> None:
     """What modules remember of the process that they were imported in, and of its environment."""
-    for name, attributes in {
+    forgotten: dict[str, dict[str, Any]] = {
         "tempfile": {"tempdir": None, "_name_sequence": None},
         "platform": {"_uname_cache": None},
         "uuid": {"_node": None, "_last_timestamp": None, "_last_timestamp_v7": None},
         "psutil": {"_pmap": {}},
-    }.items():
+    }
+    for name, attributes in forgotten.items():
         for attribute, value in attributes.items():
             if hasattr(module := sys.modules.get(name), attribute):
                 setattr(module, attribute, value)
@@ -133,9 +135,10 @@ def _take_place(app: Any, identity: dict[str, Any]) -> None:
     shell.init_environment()
 
 
-def renew(app: Any) -> None:
+def renew(app: Any, *, reseeded: bool = True) -> None:
     """A process's and a kernel's own: numbers, names, randomness."""
-    reseed()
+    if reseeded:
+        reseed()
     kernel, session, pid = app.kernel, app.session, os.getpid()
     session.pid = pid
     session.session = str(uuid.uuid4())

@@ -15,17 +15,18 @@ import signal
 import sys
 from collections import deque
 from collections.abc import Awaitable, Iterator
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import zmq
 from ipykernel.ipkernel import IPythonKernel
 from IPython.core.interactiveshell import InteractiveShell
-from tornado import ioloop
 from zmq.eventloop.zmqstream import ZMQStream
 
 from .between_cells import BetweenCells
 from .budgets import budgets
 from .cell_threads import keep_threads_with_their_cell
+from .duplicate import duplicate
 from .session import BoundedSession
 from .shell_channel import ShellChannel
 from .streams import BoundedStream
@@ -34,8 +35,15 @@ from .streams import BoundedStream
 class GatewayKernel(IPythonKernel):
     """Has its streams and threads from `connect`; `context` are the context variables that cells see."""
 
+    if TYPE_CHECKING:
+        session: Any
+        shell: Any
+        parent: Any
+        io_loop: Any
+
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self._banner = self.shell.banner
         self.control_handlers["session_gateway_request"] = self.session_gateway_request
         self.context = contextvars.copy_context()
         self.between_cells = BetweenCells()
@@ -46,6 +54,11 @@ class GatewayKernel(IPythonKernel):
         self._answering: set[asyncio.Task[None]] = set()
         self._shell_socket: Any = None
         keep_threads_with_their_cell(self.shell)
+
+    @property
+    def banner(self) -> Any:  # type: ignore[override]
+        """Made once: it has a tip in it that is drawn with the session's own random numbers."""
+        return self._banner
 
     @property
     def kernel_info(self) -> dict[str, Any]:
@@ -64,7 +77,7 @@ class GatewayKernel(IPythonKernel):
         """Like ipykernel's, but for the debugger, which is made ready by its first request."""
         self.shell.exit_now = False
         self.shell_channel_thread = ShellChannel(
-            self, self._shell_socket, ioloop.IOLoop.current().asyncio_loop, self.context
+            self, self._shell_socket, asyncio.get_event_loop_policy().get_event_loop(), self.context
         )
         super(IPythonKernel, self).start()
         self.between_cells.begin(self.io_loop, self.context)
@@ -205,7 +218,7 @@ class GatewayKernel(IPythonKernel):
     async def session_gateway_request(self, stream: Any, ident: Any, parent: dict[str, Any]) -> None:
         content = dict(parent["content"])
         action = content.pop("action")
-        if action in ("checkpoint", "restore"):  # which take their time, and this channel answers one after the other
+        if action in ("checkpoint", "restore", "duplicate"):  # which take their time: others are answered meanwhile
             answering = asyncio.ensure_future(self._answer(stream, ident, parent, self._keep(action, **content)))
             self._answering.add(answering)
             answering.add_done_callback(self._answering.discard)
@@ -220,6 +233,8 @@ class GatewayKernel(IPythonKernel):
         self.session.send(stream, "session_gateway_reply", reply, parent, ident=ident)
 
     async def _keep(self, action: str, **arguments: Any) -> dict[str, Any]:
+        if action == "duplicate":
+            return await self._duplicate(**arguments)
         if self._checkpoints is None:
             from .checkpoint_requests import CheckpointRequests
 
@@ -227,6 +242,19 @@ class GatewayKernel(IPythonKernel):
         operations = {"checkpoint": self._checkpoints.save, "restore": self._checkpoints.restore}
         answer: dict[str, Any] = await operations[action](**arguments)
         return answer
+
+    async def _duplicate(self, address: str, wait_s: float) -> dict[str, Any]:
+        """Raises `Busy` if no moment between cells came within `wait_s`."""
+        answer: dict[str, Any] = await self.between_cells.do(partial(duplicate, self.parent, address), wait_s)
+        return answer
+
+    def renew(self) -> None:
+        """In a copy of this process: nothing is under way."""
+        self.between_cells = BetweenCells()
+        self._checkpoints = None
+        self._answering = set()
+        self._question = {}
+        self._aborting = False
 
     async def _look(self, request_id: str, action: str, **arguments: Any) -> dict[str, Any]:
         """What is asked of the user's variables; answered by the thread of the control channel."""

@@ -32,6 +32,7 @@ class Publisher(IOPubThread):
         self.thread: Any = None
         self.io_loop: Any = None
         self.background_socket = BackgroundSocket(self)
+        self._sending = False
         self._waiting: deque[tuple[Sequence[Any], bool]] = deque()
         self._stopped = False
         self._pipe_flag = False

@@ -20,17 +20,14 @@ import select
 import signal
 import stat
 import sys
-import warnings
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from .forks import become_nobodys_child, quiet_fork
+
 _NICENESS = 10
 _LOW_IO_PRIORITY = 2 << 13 | 7  # the last of the usual class
-_CLONE_VM, _CLONE_VFORK = 0x100, 0x4000
-_SYSCALLS = {  # clone, set_tid_address, ioprio_set
-    "x86_64": (56, 218, 251),
-    "aarch64": (220, 96, 30),
-}
+_IOPRIO_SET = {"x86_64": 251, "aarch64": 30}
 _PR_SET_NAME = 15
 _PID_WIDTH = 20
 _FORK_S = 10  # in which a copy must have come to life
@@ -101,16 +98,16 @@ def fork(work: Work, quieten: Callable[[], None]) -> Saver:
     Only on the main thread. Raises `OSError` if there can be no copy, and then nothing has happened.
     """
     oom_kills, random_state = _oom_kills(), random.getstate()
-    libc, syscalls = ctypes.CDLL(None), _SYSCALLS.get(os.uname().machine)
+    libc, ioprio_set = ctypes.CDLL(None), _IOPRIO_SET.get(os.uname().machine)
     pipe, copys_end = os.pipe()
     try:
-        first = _fork()
+        first = quiet_fork()
     except BaseException:
         os.close(pipe)
         os.close(copys_end)
         raise
     if first == 0:
-        _be_the_copy(work, quieten, copys_end, libc, syscalls, random_state)
+        _be_the_copy(work, quieten, copys_end, libc, ioprio_set, random_state)
     os.close(copys_end)
     begun = bool(select.select([pipe], [], [], _FORK_S)[0])
     if not begun:
@@ -124,36 +121,25 @@ def fork(work: Work, quieten: Callable[[], None]) -> Saver:
     return Saver(int(pid), pipe, oom_kills)
 
 
-def _fork() -> int:
-    """`os.fork()`, without the warning about threads, which the copy does not use."""
-    quiet = ("ignore", None, DeprecationWarning, None, 0)
-    filters: Any = warnings.filters
-    filters.insert(0, quiet)
-    try:
-        return os.fork()
-    finally:
-        filters.remove(quiet)
-
-
 def _be_the_copy(
     work: Work,
     quieten: Callable[[], None],
     pipe: int,
     libc: Any,
-    syscalls: tuple[int, int, int] | None,
+    ioprio_set: int | None,
     random_state: Any,
 ) -> NoReturn:
     try:
         gc.disable()
         sys.settrace(None)
         sys.setprofile(None)
-        _become_nobodys_child(libc, syscalls)
+        become_nobodys_child()
         os.setsid()
         os.write(pipe, str(os.getpid()).encode().ljust(_PID_WIDTH))
         quieten()
         _take_no_signals()
         _let_go(pipe)
-        _be_modest(libc, syscalls)
+        _be_modest(libc, ioprio_set)
         faulthandler.enable(pipe, all_threads=False)
         random.setstate(random_state)
         try:
@@ -164,26 +150,6 @@ def _be_the_copy(
         while view:
             view = view[os.write(pipe, view) :]
     finally:
-        os._exit(0)
-
-
-def _become_nobodys_child(libc: Any, syscalls: tuple[int, int, int] | None) -> None:
-    """Go on in a second process, and end this one, for whose end the kernel waits.
-
-    A second fork would copy the page tables again, while the session stands still. So the second process takes over
-    the memory of the first as it is: that one stops until the second one ends it.
-    """
-    if syscalls is not None:
-        clone, set_tid_address, _ = syscalls
-        libc.syscall(set_tid_address, None)  # or its end would be noted in the memory that goes on being used
-        first = os.getpid()
-        pid = libc.syscall(clone, ctypes.c_long(_CLONE_VM | _CLONE_VFORK | signal.SIGCHLD), None, None, None, None)
-        if pid == 0:
-            os.kill(first, signal.SIGKILL)
-            return
-        if pid > 0:  # it was ended before it could do that
-            os._exit(0)
-    if os.fork():
         os._exit(0)
 
 
@@ -212,13 +178,13 @@ def _let_go(pipe: int) -> None:
                     os.close(fd)
 
 
-def _be_modest(libc: Any, syscalls: tuple[int, int, int] | None) -> None:
+def _be_modest(libc: Any, ioprio_set: int | None) -> None:
     """The session goes first, and this ends first when memory runs out."""
     with contextlib.suppress(OSError):
         os.nice(_NICENESS)
-    if syscalls is not None:
-        libc.syscall(syscalls[2], 1, 0, _LOW_IO_PRIORITY)
-        libc.prctl(_PR_SET_NAME, b"kernel-saver", 0, 0, 0)
+    if ioprio_set is not None:
+        libc.syscall(ioprio_set, 1, 0, _LOW_IO_PRIORITY)
+    libc.prctl(_PR_SET_NAME, b"kernel-saver", 0, 0, 0)
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("1000")
 

@@ -22,6 +22,8 @@ _DELIMITER = b"<IDS|MSG>"
 
 
 class Subshell(BaseThread):
+    io_loop: Any
+
     """Runs what is sent to it beside the main thread."""
 
     def __init__(self, subshell_id: str) -> None:
@@ -41,8 +43,8 @@ class ShellChannel:
         self._context = context
         self._lock = threading.RLock()
         self._subshells: dict[str, Subshell] = {}
-        self._reader: BaseThread | None = None
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._reader: Any = None
+        self.tasks: set[asyncio.Task[Any]] = set()
         self.parent_thread = threading.current_thread()
         self.manager = self
         self.to_stream = self  # for the loops of graphical toolkits, which look for requests themselves
@@ -91,8 +93,8 @@ class ShellChannel:
     def _begin(self, frames: Sequence[Any], subshell_id: str | None = None) -> None:
         context = self._context if subshell_id is None else self._subshells[subshell_id].context
         task = asyncio.get_running_loop().create_task(self._kernel.shell_main(subshell_id, frames), context=context)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
 
     def send_multipart(self, frames: Sequence[Any], flags: int = 0, copy: bool = True, track: bool = False) -> None:
         with self._lock:

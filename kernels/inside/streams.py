@@ -13,7 +13,7 @@ import termios
 import threading
 import time
 import weakref
-from typing import Any
+from typing import Any, ClassVar
 
 from ipykernel.iostream import OutStream
 
@@ -35,7 +35,8 @@ class BoundedStream(OutStream):
     _parent: Any = None  # the run that `_room` is for
     _sending = False  # whether a thread is about to send what was written
     _timer: Timer | None = None
-    _all: weakref.WeakSet[BoundedStream] = weakref.WeakSet()
+    _fid: int
+    _all: ClassVar[weakref.WeakSet[BoundedStream]] = weakref.WeakSet()
     _forked = False  # whether this is a child that the session has forked
     _last_written: BoundedStream | None = None
     _settling = threading.RLock()
@@ -156,13 +157,18 @@ class BoundedStream(OutStream):
             self._relay()
             self._should_watch = False
             os.dup2(self._original_stdstream_copy, self._original_stdstream_fd)
-        self.pub_thread = None  # type: ignore[assignment]
+        self.pub_thread = None
 
 
 def capture(streams: list[BoundedStream], loop: asyncio.AbstractEventLoop) -> None:
     """Send in time what is written to these, and what is written to their file descriptors."""
+
+    def flush() -> None:
+        for stream in streams:
+            stream.flush()
+
     BoundedStream._forked = False
-    BoundedStream._timer = Timer(loop, OutStream.flush_interval, lambda: [it.flush() for it in streams] and None)
+    BoundedStream._timer = Timer(loop, OutStream.flush_interval, flush)
     for stream in streams:
         stream.capture(loop)
 

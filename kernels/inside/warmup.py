@@ -23,7 +23,8 @@ CELLS = [
     "print('text')",
     "import sys\nfor i in range(3):\n    print(i, file=sys.stderr)",
     "x = [1, 2.5, 'three', {'four': (None, True)}]\nx",
-    "def f(a, *b, c=1, **d):\n    return [a * it for it in b]\nclass A:\n    def __init__(self):\n        self.x = 1\nf(1, 2), A().x",
+    "def f(a, *b, c=1, **d):\n    return [a * it for it in b]\nf(1, 2)",
+    "class A:\n    def __init__(self):\n        self.x = 1\nA().x",
     "f(1, 2)[5]",
     "1 / 0",
     "raise ValueError('what')",
@@ -139,7 +140,8 @@ def _forget(app: Any) -> None:
     for name in list(shell.compile._filename_map):
         linecache.cache.pop(name, None)
     shell.compile._filename_map.clear()
-    for one in (sys.stdout, sys.stderr, app.displayhook, shell.displayhook, shell.display_pub, shell):
+    said_by: list[Any] = [sys.stdout, sys.stderr, app.displayhook, shell.displayhook, shell.display_pub, shell]
+    for one in said_by:
         one._parent_header_global = {}
     kernel.session.digest_history.clear()
     budgets.forget()

@@ -1,0 +1,78 @@
+"""A copy of a running kernel takes on an identity of its own; what the session has changed itself stays as it is."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from typing import Any
+
+from .checkpoint_settings import remember_start, started_with
+from .duplicate import Reborn, last_words, moved, reopen_files
+from .identity import forget_process, renew
+
+
+def be_reborn(app: Any, reborn: Reborn, launcher: str) -> None:
+    """Everything up to serving. Tells who waits at the connection why it can't be, and ends then."""
+    try:
+        _take_on(app, reborn.identity, launcher, reborn.connection)
+        app.reconnect(reborn.identity)
+    except BaseException as error:
+        refusal = {"error": f"{type(error).__name__}: {error}"}
+        reborn.connection.send(json.dumps(refusal).encode())
+        last_words(error)
+
+
+def say_ready(reborn: Reborn) -> None:
+    reborn.connection.send(b'{"ready": true}')
+    reborn.connection.close()
+
+
+def _take_on(app: Any, identity: dict[str, Any], launcher: str, connection: Any) -> None:
+    shell, overlay = app.shell, identity["overlay"]
+    if identity.get("walls"):
+        from . import walls  # type: ignore[attr-defined,unused-ignore]
+
+        walls.nested(identity["walls"], connection)
+    workspace, environment = os.path.realpath(shell.starting_dir), sys.prefix
+    here = os.getcwd()
+    os.chdir(moved(here, workspace, identity["cwd"]))
+    reopen_files(app, workspace, identity["cwd"])
+    start = _environment(shell, identity["env"], [(environment, overlay["root"]), (workspace, identity["cwd"])])
+    _packages(environment, overlay["root"], overlay["python"])
+    sys.argv[:] = [launcher, "-f", identity["connection_file"]]
+    shell.starting_dir = identity["cwd"]
+    forget_process()
+    renew(app, reseeded=False)
+    remember_start(shell, {"environ": start, "path": started_with(shell)["path"]})
+
+
+def _environment(shell: Any, env: dict[str, str], moves: list[tuple[str, str]]) -> dict[str, str]:
+    """Replace what the session was given; what it has set itself stays. Gives what the copy begins with."""
+    before = started_with(shell)["environ"]
+    for name in {*os.environ, *before, *env}:
+        value = os.environ.get(name)
+        if value == before.get(name):
+            new = env.get(name, value if name not in before else None)
+        else:
+            new = value
+            for old_place, place in moves:
+                new = new.replace(old_place, place) if new is not None else None
+        if new is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = new
+    time.tzset()
+    return {**{name: value for name, value in before.items() if name in os.environ}, **env}
+
+
+def _packages(before: str, after: str, python: str) -> None:
+    sys.prefix = sys.exec_prefix = after
+    sys.executable = python
+    sys.path[:] = [moved(it, before, after) if isinstance(it, str) else it for it in sys.path]
+    sys.path_importer_cache.clear()
+    for module in list(sys.modules.values()):
+        path = getattr(module, "__path__", None)
+        if type(path) is list and any(str(it).startswith(before) for it in path):
+            path[:] = [moved(it, before, after) for it in path]
