@@ -66,14 +66,10 @@ def warm_up(app: Any) -> None:
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     try:
-        from tornado.ioloop import IOLoop
-
-        kernel.io_loop = IOLoop.current()
         contextvars.copy_context().run(loop.run_until_complete, _run_all(kernel))
     finally:
         asyncio.set_event_loop(None)
-        kernel.io_loop.close()
-        del kernel.io_loop
+        loop.close()
         kernel.shell_channel_thread = None
     kernel._shell_context = parent
     kernel._main_asyncio_lock = asyncio.Lock()

@@ -116,7 +116,7 @@ def test_twenty_copies_live_after_their_source_was_killed(start: Start, duplicat
 @pytest.mark.parametrize(
     ("setup", "kind", "name"),
     [
-        ("import threading, time; t = threading.Thread(target=time.sleep, args=(99,), name='mine', daemon=True); t.start()", "Thread", "mine"),
+        ("import threading, time\nthreading.Thread(None, time.sleep, 'mine', (99,)).start()", "Thread", "mine"),
         ("import asyncio; t = asyncio.ensure_future(asyncio.sleep(99))", "Task", "sleep"),
         ("import subprocess; p = subprocess.Popen(['sleep', '99'])", "process", ""),
         ("import socket; s = socket.socket()", "socket", ""),
