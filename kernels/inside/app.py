@@ -20,7 +20,6 @@ from ipykernel.control import ControlThread
 from ipykernel.kernelapp import IPKernelApp
 from IPython.core.application import BaseIPythonApplication
 from jupyter_client.session import Session
-from tornado import ioloop
 from traitlets import default
 
 from .duplicate import Reborn, is_own_socket, open_fds
@@ -143,7 +142,7 @@ class GatewayKernelApp(IPKernelApp):
         while True:
             self.kernel.start()
             self.control_thread.start()
-            self.io_loop = ioloop.IOLoop.current()
+            self.io_loop = self.kernel.io_loop
             if reborn is not None:
                 say_ready(reborn)
             try:

@@ -17,7 +17,7 @@ from typing import Any
 from . import identity as identities
 from .app import GatewayKernelApp
 from .checkpoint_settings import first_environ, remember_start
-from .warmup import warm_up
+from .warmup import rehearse, warm_up
 
 _PR_SET_THP_DISABLE = 41
 _LAUNCHER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "launcher.py")
@@ -41,6 +41,7 @@ def build(preloads: list[str]) -> GatewayKernelApp:
             with contextlib.suppress(ImportError):
                 importlib.import_module(name)
         warm_up(app)
+        rehearse(nowhere)
     finally:
         shutil.rmtree(nowhere, ignore_errors=True)
     app.started_with = started_with

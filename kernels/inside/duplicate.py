@@ -37,7 +37,7 @@ class Reborn(SystemExit):
 
 
 def duplicate(app: Any, address: str) -> dict[str, Any]:
-    """{"pause_ms"}, or {"refused": [{"name", "type", "reason"}, ...]} without a copy. In the copy it raises `Reborn`."""
+    """{"pause_ms"}, or {"refused": [{"name", "type", "reason"}, ...]} without a copy. In that it raises `Reborn`."""
     refused = list(what_would_be_lost(app))
     if refused:
         return {"refused": refused}

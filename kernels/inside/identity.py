@@ -79,7 +79,6 @@ def use_overlay(root: str, python: str, site_packages: str) -> None:
     sys.path[:] = ["", *own]
     site.PREFIXES[:] = [root]
     site.ENABLE_USER_SITE = False
-    sys.path_importer_cache.clear()
     site.addsitedir(site_packages)
     sysconfig: Any = sys.modules.get("sysconfig")
     if sysconfig is not None:

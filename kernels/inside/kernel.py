@@ -269,7 +269,8 @@ class GatewayKernel(IPythonKernel):
             found = names.list_variables(variables, hidden, **arguments)
             return {"variables": found, "count": len(found), "total_count": names.count_variables(variables, hidden)}
         operations = {"get": names.get_variable, "set": names.set_variable, "delete": names.delete_variable}
-        answer: dict[str, Any] = operations[action](variables, **arguments)
+        operation: Any = operations[action]
+        answer: dict[str, Any] = operation(variables, **arguments)
         if action != "get":
             self._last["last_setting"] = answer["change_id"] = request_id
         return answer

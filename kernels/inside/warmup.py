@@ -15,8 +15,13 @@ import sys
 from typing import Any
 
 import zmq
+from ipykernel.control import ControlThread
+from zmq.eventloop.zmqstream import ZMQStream
 
 from .budgets import budgets
+from .publisher import deliver
+
+_REHEARSAL_MS = 5000
 
 CELLS = [
     "1 + 1",
@@ -66,14 +71,10 @@ def warm_up(app: Any) -> None:
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     try:
-        from tornado.ioloop import IOLoop
-
-        kernel.io_loop = IOLoop.current()
         contextvars.copy_context().run(loop.run_until_complete, _run_all(kernel))
     finally:
         asyncio.set_event_loop(None)
-        kernel.io_loop.close()
-        del kernel.io_loop
+        loop.close()
         kernel.shell_channel_thread = None
     kernel._shell_context = parent
     kernel._main_asyncio_lock = asyncio.Lock()
@@ -83,6 +84,29 @@ def warm_up(app: Any) -> None:
     shell.user_ns.update(variables)
     shell.user_ns_hidden.clear()
     shell.user_ns_hidden.update(hidden)
+
+
+def rehearse(folder: str) -> None:
+    """One message there and back over sockets and a loop like those of a kernel, all of which are gone afterwards."""
+    context: zmq.Context[Any] = zmq.Context()
+    sockets = [context.socket(kind) for kind in (zmq.ROUTER, zmq.XPUB, zmq.DEALER, zmq.SUB)]
+    for one, other in ((0, 2), (1, 3)):
+        sockets[one].bind(f"ipc://{folder}/{one}")
+        sockets[other].connect(f"ipc://{folder}/{one}")
+    thread = ControlThread(daemon=True)
+    loop: Any = thread.io_loop
+    stream = ZMQStream(sockets[0], loop)
+    stream.on_recv(lambda frames: deliver(sockets[0], [frames[0].bytes, b""]), copy=False)
+    sockets[2].send_multipart([b"there"])
+    thread.start()
+    sockets[2].poll(_REHEARSAL_MS)
+    sockets[2].recv_multipart()
+    thread.stop()
+    thread.join()
+    stream.socket = None  # its loop is closed
+    for socket in sockets:
+        socket.close(linger=0)
+    context.term()
 
 
 class _Channel(Nobody):

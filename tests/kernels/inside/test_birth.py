@@ -1,19 +1,15 @@
 """Kernels that were built before a fork are what ordinarily started ones are, and each is its own."""
 
 import json
+import os
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+import time
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
 
 import pytest
-import zmq
 
-from tests.kernels.inside.kernels import Client, Forked, forked, identity_at, ordinary
-
-Start = Callable[..., Client]
+from tests.kernels.inside.conftest import Start
+from tests.kernels.inside.kernels import Forked
 
 FACTS = """
 import json, os, site, subprocess, sys, sysconfig, threading
@@ -24,44 +20,9 @@ print(json.dumps({
     "names": sorted(globals()), "in": len(In), "out": Out, "count": get_ipython().execution_count,
     "ipython": [get_ipython().ipython_dir, get_ipython().profile_dir.location, get_ipython().starting_dir],
     "main": sys.modules["__main__"].__dict__ is globals(), "threads": threading.active_count(),
-    "child": subprocess.run([sys.executable, "-c", "import sys; print(sys.prefix)"], capture_output=True).stdout.decode(),
+    "child": subprocess.check_output([sys.executable, "-c", "import sys; print(sys.prefix)"], text=True),
 }))
 """
-
-
-@pytest.fixture(scope="module")
-def zygote() -> Iterator[Forked]:
-    with forked() as found:
-        yield found
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    with TemporaryDirectory(prefix="k-") as name:  # socket paths are limited to 107 bytes
-        yield Path(name)
-
-
-@pytest.fixture
-def context() -> Iterator["zmq.Context[Any]"]:
-    context: zmq.Context[Any] = zmq.Context()
-    yield context
-    context.destroy(linger=0)
-
-
-@pytest.fixture(params=["forked", "ordinary"])
-def start(
-    request: pytest.FixtureRequest, zygote: Forked, folder: Path, context: "zmq.Context[Any]"
-) -> Iterator[Start]:
-    with ExitStack() as stack:
-
-        def begin(name: str = "one", way: str = request.param, **env: str) -> Client:
-            identity = identity_at(folder / name, **env)
-            pid = zygote.start(identity) if way == "forked" else stack.enter_context(ordinary(identity))
-            client = Client(context, identity, pid)
-            stack.callback(client.kill)
-            return client
-
-        yield begin
 
 
 only_forked = pytest.mark.parametrize("start", ["forked"], indirect=True)
@@ -103,12 +64,12 @@ def test_what_python_reads_only_at_its_start_is_honoured(start: Start) -> None:
     assert start(PYTHONHASHSEED="0").run("import sys; sys.flags.hash_randomization") == "0"
 
 
-def test_all_that_is_written_arrives_in_order(start: Start) -> None:
+def test_all_that_is_written_arrives(start: Start) -> None:
     code = "import os, sys\nprint('a'); os.system('echo b'); print('c', file=sys.stderr)\n"
 
-    assert sorted(start().run(f"{code}if (pid := os.fork()) == 0: print('d'); os._exit(0)\n_ = os.waitpid(pid, 0)")) == (
-        sorted("a\nb\nc\nd\n")
-    )
+    assert sorted(
+        start().run(f"{code}if (pid := os.fork()) == 0: print('d'); os._exit(0)\n_ = os.waitpid(pid, 0)")
+    ) == (sorted("a\nb\nc\nd\n"))
 
 
 def test_text_comes_while_a_cell_runs(start: Start) -> None:
@@ -132,8 +93,6 @@ def test_the_heart_beats_while_a_cell_runs(start: Start) -> None:
 
 
 def test_an_interrupt_loses_nothing_that_was_printed(start: Start) -> None:
-    import os
-
     client = start()
     code = "n = 0\nprint('start', flush=True)\nwhile True: n += 1; print(n)"
     msg_id = client.send("shell", "execute_request", {"code": code})
@@ -186,6 +145,6 @@ def test_a_shutdown_runs_exit_handlers_and_ends_the_process(start: Start, folder
 
     client.ask("control", "shutdown_request", {"restart": False})
 
-    until = __import__("time").monotonic() + 10
+    until = time.monotonic() + 10
     while not (folder / "one" / "workspace" / "bye").exists():
-        assert __import__("time").monotonic() < until
+        assert time.monotonic() < until
