@@ -13,7 +13,7 @@ from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanage
 from typing import Any, Literal
 from uuid import uuid4
 
-import zmq.asyncio
+import zmq
 
 from kernels.channels import Channels, Request, connected
 from kernels.engine import Engine, Exit, Kept, KernelProcess, Kernelspec, Launch
@@ -30,6 +30,7 @@ OnEvent = Callable[[Event], None]
 OnInput = Callable[[str, bool], None]  # prompt, whether it is a password
 Entries = Callable[[int], AsyncIterator[Entry]]  # what was published after the message of that number
 
+_FIRST_PATIENCE_S, _LONGEST_PATIENCE_S = 0.005, 0.1  # with a kernel that answers, but is not heard
 _LAST_WORDS_S = 0.05  # how long after its death a kernel's messages are still read
 _LOST_IDLE_S = 2.0
 _LOST_REPLY_S = 0.25  # a reply is sent before its idle
@@ -142,35 +143,30 @@ class Kernel:
     async def attach(self, timeout_s: float, channel: Literal["shell", "control"] = "shell") -> None:
         """Wait until one request was answered and seen on IOPub, and its journal hears. Raises `StartFailed`.
 
-        The shell of a kernel that is at work does not answer, its control channel does.
+        The shell of a kernel that is at work does not answer, its control channel does. One that answers but is not
+        heard on IOPub is asked again: soon, and then ever later.
         """
         journaling = asyncio.ensure_future(self.process.journaling())
+        patience_s = _FIRST_PATIENCE_S
         try:
             async with asyncio.timeout(timeout_s):
                 while True:
                     request = await self.channels.send(channel, "kernel_info_request", {}, wants_idle=True)
-                    if self.info:  # it answers, but was not heard on IOPub: ask again, and soon
-                        await asyncio.wait({request.done}, timeout=0.1)
-                    else:
-                        await self._first_answer(request)
-                    if request.reply:
-                        self.info = request.reply.content
-                    if request.done.done():
+                    self.info = (await request.replied).content
+                    await asyncio.wait(
+                        {request.done, journaling}, timeout=patience_s, return_when=asyncio.ALL_COMPLETED
+                    )
+                    if request.done.done() and journaling.done():
                         await request.done
-                        await asyncio.wait({journaling}, timeout=0.1)
-                        if journaling.done():
-                            return
+                        return
                     request.done.cancel()
+                    patience_s = min(2 * patience_s, _LONGEST_PATIENCE_S)
         except KernelGone as error:
             raise StartFailed(f"The kernel ended while it started: {error}") from None
         except TimeoutError:
             raise StartFailed(f"The kernel did not answer within {timeout_s:g} s.") from None
         finally:
             journaling.cancel()
-
-    async def _first_answer(self, request: Request) -> None:
-        while not request.done.done() and request.reply is None:
-            await asyncio.wait({request.done}, timeout=0.02)
 
     @asynccontextmanager
     async def execute(
@@ -398,7 +394,8 @@ class Kernel:
         A kernel that can't be heard any more is ended: nobody may wait for it.
         """
         ended = asyncio.ensure_future(self.process.ended())
-        await asyncio.wait({ended, self.channels.reading}, return_when=asyncio.FIRST_COMPLETED)
+        either: list[asyncio.Future[Any]] = [ended, self.channels.lost]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if not ended.done():
             await self.process.kill("It was ended because the connection to it broke.")
         exit_ = await ended
@@ -409,7 +406,7 @@ class Kernel:
 
 @asynccontextmanager
 async def running(
-    engine: Engine, launch: Launch, context: zmq.asyncio.Context, start_timeout_s: float
+    engine: Engine, launch: Launch, context: "zmq.Context[Any]", start_timeout_s: float
 ) -> AsyncIterator[Kernel]:
     """A kernel from start to end; leaving the block ends it. Raises `StartFailed`."""
     async with _served(engine.start(launch), launch.kernel_id, launch.spec, context) as kernel:
@@ -421,7 +418,7 @@ async def running(
 
 
 @asynccontextmanager
-async def attached(engine: Engine, kept: Kept, context: zmq.asyncio.Context, timeout_s: float) -> AsyncIterator[Kernel]:
+async def attached(engine: Engine, kept: Kept, context: "zmq.Context[Any]", timeout_s: float) -> AsyncIterator[Kernel]:
     """A kernel that was kept, whatever it does at the moment; leaving the block ends it.
 
     Raises `StartFailed`, `KernelGone`, `Refused`.
@@ -436,7 +433,7 @@ async def _served(
     starting: AbstractAsyncContextManager[KernelProcess],
     kernel_id: str,
     spec: Kernelspec,
-    context: zmq.asyncio.Context,
+    context: "zmq.Context[Any]",
 ) -> AsyncIterator[Kernel]:
     async with starting as process, connected(context, process.connection) as channels:
         kernel = Kernel(kernel_id, spec, process, channels)
