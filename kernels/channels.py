@@ -200,7 +200,7 @@ class Channels:
         finally:
             request.done.cancel()
 
-    async def reply_input(self, request: Message, content: Content) -> None:
+    def reply_input(self, request: Message, content: Content) -> None:
         """Answer an `input_request`."""
         _, frames = self.wire.request("input_reply", content, parent=request.header)
         self._socket("stdin").send(frames)

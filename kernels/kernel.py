@@ -153,9 +153,8 @@ class Kernel:
                 while True:
                     request = await self.channels.send(channel, "kernel_info_request", {}, wants_idle=True)
                     self.info = (await request.replied).content
-                    await asyncio.wait(
-                        {request.done, journaling}, timeout=patience_s, return_when=asyncio.ALL_COMPLETED
-                    )
+                    both: list[asyncio.Future[Any]] = [request.done, journaling]
+                    await asyncio.wait(both, timeout=patience_s)
                     if request.done.done() and journaling.done():
                         await request.done
                         return
@@ -343,13 +342,13 @@ class Kernel:
             started_at = self._current.started_at if self._current is not None else time.time()
             await self.process.interrupt(started_at)
 
-    async def answer_input(self, execution: Execution, text: str | None) -> None:
+    def answer_input(self, execution: Execution, text: str | None) -> None:
         """Answer the cell that waits in `input()`; None tells it that there is no more."""
         request, execution.input_request = execution.input_request, None
         if request is None:
             return
         content = {"value": "\x04", "end_of_input": True} if text is None else {"value": text}
-        await self.channels.reply_input(request, content)
+        self.channels.reply_input(request, content)
 
     async def complete(self, code: str, cursor_pos: int) -> dict[str, Any]:
         return await self._introspect("complete_request", {"code": code, "cursor_pos": cursor_pos})

@@ -208,6 +208,15 @@ class LiveSession:
             await self._owned.wait()
 
     @property
+    def at_hand(self) -> Kernel | None:
+        """The kernel that `ready` would give if it can do so at once."""
+        kernel, waits = self.kernel, self.closing is not None or self._barred is not None
+        if kernel is None or waits or self._tools.recorder.lease_is_stale or not self.serves(kernel):
+            return None
+        self.touch()
+        return kernel
+
+    @property
     def _ending(self) -> bool:
         stopped = self._stop is not None and self._stop.done()
         return stopped or (self.kernel is not None and self.kernel.ended.done())
