@@ -116,6 +116,7 @@ class Kernel:
         self.ended: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         self._current: Execution | None = None
         self._subshell: str | None = None
+        self._told_to_end = False
 
     @property
     def is_ours(self) -> bool:
@@ -380,6 +381,7 @@ class Kernel:
 
     async def shut_down(self, grace_s: float) -> None:
         """Ask it to end, so that its exit handlers run; end it if it has not after `grace_s`."""
+        self._told_to_end = True
         with contextlib.suppress(KernelGone):
             await self.channels.send("control", "shutdown_request", {"restart": False})
         await asyncio.wait({self.ended}, timeout=grace_s)
@@ -398,7 +400,8 @@ class Kernel:
         if not ended.done():
             await self.process.kill("It was ended because the connection to it broke.")
         exit_ = await ended
-        await asyncio.sleep(_LAST_WORDS_S)
+        if self.busy or not self._told_to_end:
+            await asyncio.sleep(_LAST_WORDS_S)
         self.channels.fail(KernelGone(exit_.reason))
         self.ended.set_result(exit_)
 
