@@ -50,6 +50,7 @@ log = logging.getLogger(__name__)
 
 _EVENTS_BYTES = 4 * 2**20
 _LEASE_LOOK_S = 0.05
+_UNTOLD = ("status", "execute_input")  # three of the four messages of a short run
 
 
 @dataclass(frozen=True, slots=True)
@@ -608,7 +609,7 @@ class LiveSession:
 
     def _hear(self, message: Message) -> None:
         """Outputs are told as they come, also what a thread prints after its cell, and its answer, have ended."""
-        if message.parent_id is None:
+        if message.parent_id is None or message.type in _UNTOLD:
             return
         if event := Outputs(self._tools.settings.output_limit_bytes).add(message):
             self.events.add(event.kind, {**event.data, "execution_id": message.parent_id}, event.size_bytes)
