@@ -102,18 +102,18 @@ async def create_run_delete(side: Side) -> tuple[float, float]:
 
 
 async def creations_per_second(side: Side, seconds: float) -> float:
-    """Created, run once and deleted again, by several clients one after another."""
-    count, end = 0, time.perf_counter() + seconds
+    """Created, run once and deleted again, by several clients; none begins anew after `seconds`."""
+    count, began = 0, time.perf_counter()
 
     async def client() -> None:
         nonlocal count
-        while time.perf_counter() < end:
+        while time.perf_counter() < began + seconds:
             async with side.session() as session:
                 await session.run("1+1")
-                count += time.perf_counter() < end
+            count += 1
 
     await asyncio.gather(*(client() for _ in range(STARTERS)))
-    return count / seconds
+    return count / (time.perf_counter() - began)
 
 
 async def memory_per_session(side: Side, count: int) -> float:
@@ -150,12 +150,12 @@ async def measure(side: Side, plan: Plan, note: Callable[[str, float], None]) ->
 
 def table(names: list[str], found: dict[str, dict[str, list[float]]]) -> None:
     ours, *others = names
-    print(f"{'':40}" + "".join(f"{name:>24}" for name in names) + "".join(f"{'ours / ' + o[:12]:>22}" for o in others))
+    print(f"{'':40}" + "".join(f"{name:>24}" for name in names) + "".join(f"{'/ ' + o:>26}" for o in others))
     for what, by_side in found.items():
         medians = {name: statistics.median(values) for name, values in by_side.items()}
         shown = "".join(f"{medians[name]:24,.1f}" if name in medians else f"{'-':>24}" for name in names)
         ratios = "".join(
-            f"{medians[ours] / medians[other]:22.3f}" if other in medians else f"{'-':>22}" for other in others
+            f"{medians[ours] / medians[other]:26.3f}" if other in medians else f"{'-':>26}" for other in others
         )
         print(f"{what:40}{shown}{ratios}")
 
