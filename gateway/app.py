@@ -24,7 +24,7 @@ from tornado.web import Application
 from gateway.background.reaper import Reaper
 from gateway.background.saver import Saver
 from gateway.background.supervisor import Supervisor
-from gateway.config import Settings
+from gateway.config import MOST_FILES, Settings
 from gateway.errors import GatewayError
 from gateway.handlers.base import NoSuchRoute, Services
 from gateway.handlers.openapi import document
@@ -321,9 +321,9 @@ def _url(settings: Settings, sockets: list[socket.socket]) -> str:
 
 
 def _raise_file_limit() -> None:
-    """A kernel takes a dozen descriptors of ours."""
+    """Each kernel takes some, here and in the keeper, which inherits the limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = min(hard, 65_536) if hard != resource.RLIM_INFINITY else 65_536
+    wanted = min(hard, MOST_FILES) if hard != resource.RLIM_INFINITY else MOST_FILES
     if soft < wanted:
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

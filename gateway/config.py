@@ -5,6 +5,7 @@ Command line over environment (`GATEWAY_…`) over `--config` file (TOML) over d
 
 import ipaddress
 import os
+import resource
 import secrets
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,10 +15,25 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 MEBI = 2**20
 MODULE = r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*$"
+MOST_FILES = 65_536  # that this process opens at once
+
+_IDLE_BYTES = 20 * MEBI  # of a session that does nothing, generously
+_FILES_EACH = 8  # of ours, for a session: three sockets, each with a connection and a bell; and some room
+_OTHER_FILES = 500
+_FEWEST_KERNELS = 20
 
 
 def _half_of_memory() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def _kernels_that_fit() -> int:
+    """As many idle ones as memory and open files have room for; busy ones are held back by their own limits."""
+    memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = most_files if most_files != resource.RLIM_INFINITY else MOST_FILES
+    fit = min(memory_bytes * 9 // 10 // _IDLE_BYTES, (min(files, MOST_FILES) - _OTHER_FILES) // _FILES_EACH)
+    return max(_FEWEST_KERNELS, fit)
 
 
 class Image(BaseModel):
@@ -109,7 +125,10 @@ class Settings(BaseSettings):
         default=64 * MEBI, description="what is kept on disk of what a kernel published, for the next gateway to tell"
     )
     queue_limit: Annotated[int, Field(ge=1)] = Field(default=1000, description="runs that wait for one session")
-    live_limit: Annotated[int, Field(ge=1)] = Field(default=200, description="kernels that run at once")
+    live_limit: Annotated[int, Field(ge=1)] = Field(
+        default_factory=_kernels_that_fit,
+        description="kernels that run at once; by default what memory and open files have room for",
+    )
     start_concurrency: Annotated[int, Field(ge=1)] = max(2, os.cpu_count() or 2)
     disk_limit_bytes: Annotated[int, Field(ge=1)] = 10 * 1024 * MEBI
     memory_limit_bytes: Annotated[int, Field(ge=64 * MEBI)] = Field(default_factory=_half_of_memory)

@@ -2,15 +2,16 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, Literal
 
 import zmq
-import zmq.asyncio
 
 from kernels.errors import KernelGone
 from kernels.messages import BadMessage, Content, Message, Wire
+from kernels.sockets import Socket
 
 log = logging.getLogger(__name__)
 
@@ -18,7 +19,6 @@ Channel = Literal["shell", "control", "stdin"]
 Listener = Callable[[Message], None]
 
 _RECONNECT_MS = {"ipc": (2, 8), "tcp": (5, 1000)}  # at first, at most: a starting kernel binds any moment now
-_BREATH = 64  # messages that are handled before other tasks get their turn
 _RECEIVED_AHEAD = 1000  # messages, as in any Jupyter client: more wait in our own kernel, and others drop them
 
 
@@ -26,17 +26,8 @@ class Request:
     """A request under way; `done` once its reply and, if that is waited for, its `idle` are in."""
 
     __slots__ = (
-        "_held",
-        "_wants_idle",
-        "answered",
-        "done",
-        "idle_seen",
-        "msg_id",
-        "on_idle",
-        "on_input",
-        "on_iopub",
-        "reply",
-    )
+        "_held", "_replied", "_wants_idle", "done", "idle_seen", "msg_id", "on_idle", "on_input", "on_iopub", "reply",
+    )  # fmt: skip
 
     def __init__(self, msg_id: str, on_iopub: Listener | None, on_input: Listener | None, wants_idle: bool) -> None:
         self.msg_id = msg_id
@@ -44,17 +35,39 @@ class Request:
         self.on_input = on_input
         self.on_idle: Callable[[], None] | None = None
         self._held: list[Message] | None = None
+        self._replied: asyncio.Future[Message] | None = None
         self.reply: Message | None = None
         self.idle_seen = False
         self._wants_idle = wants_idle
         self.done: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         self.done.add_done_callback(_retrieve)
-        self.answered = asyncio.Event()  # or there will be no answer
+
+    @property
+    def replied(self) -> "asyncio.Future[Message]":
+        """Done with its reply, whether its `idle` is in or not; raises what `done` raises."""
+        if self._replied is None:
+            self._replied = self.done.get_loop().create_future()
+            self._replied.add_done_callback(_retrieve)
+            self.done.add_done_callback(self._settle_replied)
+            if self.reply is not None:
+                self._replied.set_result(self.reply)
+        return self._replied
+
+    def _settle_replied(self, done: "asyncio.Future[Message]") -> None:
+        assert self._replied is not None
+        if not self._replied.done():
+            if done.cancelled():
+                self._replied.cancel()
+            elif (error := done.exception()) is not None:
+                self._replied.set_exception(error)
+            else:
+                self._replied.set_result(done.result())
 
     def got_reply(self, message: Message) -> None:
         if self.reply is None:
             self.reply = message
-            self.answered.set()
+            if self._replied is not None and not self._replied.done():
+                self._replied.set_result(message)
             self._check()
 
     def got_idle(self) -> None:
@@ -87,7 +100,6 @@ class Request:
             self.hear(message)
 
     def fail(self, error: Exception) -> None:
-        self.answered.set()
         if not self.done.done():
             self.done.set_exception(error)
 
@@ -104,33 +116,41 @@ def _retrieve(future: asyncio.Future[Message]) -> None:
 class Channels:
     """The sockets of one kernel. Made by `connected`."""
 
-    def __init__(self, context: zmq.asyncio.Context, connection: Mapping[str, Any]) -> None:
+    def __init__(self, context: "zmq.Context[Any]", connection: Mapping[str, Any]) -> None:
         self.wire = Wire.of(connection)
+        self.lost: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()  # by what nobody foresaw
+        self._context = context
+        self._connection = connection
         self._requests: dict[str, Request] = {}
         self._listeners: list[Listener] = []
         self._broken: Exception | None = None
-        self.reading: asyncio.Task[None]  # ends, before it is cancelled, only by what nobody foresaw
-        self.shell = self._connect(context, connection, "shell", zmq.DEALER)
-        self.control = self._connect(context, connection, "control", zmq.DEALER)
-        self.stdin = self._connect(context, connection, "stdin", zmq.DEALER)
-        self.iopub = self._connect(context, connection, "iopub", zmq.SUB)
+        self._sockets: dict[str, Socket] = {}
+        self._connect("iopub", zmq.SUB, self._route_iopub)
+        self._connect("shell", zmq.DEALER, self._route_reply)
+        self._connect("stdin", zmq.DEALER, self._route_input)
 
-    def _connect(
-        self, context: zmq.asyncio.Context, connection: Mapping[str, Any], name: str, kind: int
-    ) -> zmq.asyncio.Socket:
-        socket = context.socket(kind)
+    def _connect(self, name: str, kind: int, route: Listener) -> Socket:
+        socket = self._context.socket(kind, socket_class=zmq.Socket)
         socket.linger = 0
-        socket.reconnect_ivl, socket.reconnect_ivl_max = _RECONNECT_MS[connection["transport"]]
+        socket.reconnect_ivl, socket.reconnect_ivl_max = _RECONNECT_MS[self._connection["transport"]]
         socket.set_hwm(0)
         if kind == zmq.SUB:
             socket.rcvhwm = _RECEIVED_AHEAD
             socket.subscribe(b"")
         else:
             socket.identity = self.wire.identity  # shell and stdin must share it, or input requests go astray
-        port = connection[f"{name}_port"]
-        separator = ":" if connection["transport"] == "tcp" else "-"
-        socket.connect(f"{connection['transport']}://{connection['ip']}{separator}{port}")
-        return socket
+        transport, ip, port = (self._connection[key] for key in ("transport", "ip", f"{name}_port"))
+        socket.connect(f"{transport}://{ip}{':' if transport == 'tcp' else '-'}{port}")
+        self._sockets[name] = made = Socket(socket, partial(self._take, route), self._lose)
+        return made
+
+    def _socket(self, channel: Channel) -> Socket:
+        """That of the control channel is made when somebody first has something to say there: most never do."""
+        return self._sockets.get(channel) or self._connect(channel, zmq.DEALER, self._route_reply)
+
+    def _lose(self, error: Exception) -> None:
+        if not self.lost.done():
+            self.lost.set_result(error)
 
     def listen(self, listener: Listener) -> Callable[[], None]:
         """Hear every IOPub message from now on; call what is returned to stop."""
@@ -155,8 +175,7 @@ class Channels:
             raise self._broken
         msg_id, frames = self.wire.request(msg_type, content, metadata=metadata, subshell_id=subshell_id, msg_id=msg_id)
         request = self._awaited(Request(msg_id, on_iopub, on_input, wants_idle))
-        socket: zmq.asyncio.Socket = getattr(self, channel)
-        await socket.send_multipart(frames)
+        self._socket(channel).send(frames)
         return request
 
     def expect(self, msg_id: str, on_iopub: Listener, on_input: Listener) -> Request:
@@ -182,10 +201,10 @@ class Channels:
         finally:
             request.done.cancel()
 
-    async def reply_input(self, request: Message, content: Content) -> None:
+    def reply_input(self, request: Message, content: Content) -> None:
         """Answer an `input_request`."""
         _, frames = self.wire.request("input_reply", content, parent=request.header)
-        await self.stdin.send_multipart(frames)
+        self._socket("stdin").send(frames)
 
     @property
     def broken(self) -> bool:
@@ -198,30 +217,17 @@ class Channels:
         for request in list(self._requests.values()):
             request.fail(error)
 
-    async def read(self) -> None:
-        """Route what comes in until cancelled."""
-        async with asyncio.TaskGroup() as tasks:
-            for socket, route in (
-                (self.iopub, self._route_iopub),
-                (self.shell, self._route_reply),
-                (self.control, self._route_reply),
-                (self.stdin, self._route_input),
-            ):
-                tasks.create_task(self._read(socket, route))
+    def close(self) -> None:
+        for socket in self._sockets.values():
+            socket.close()
 
-    async def _read(self, socket: zmq.asyncio.Socket, route: Listener) -> None:
-        handled = 0
-        while True:
-            frames = await socket.recv_multipart()
-            try:
-                route(self.wire.read(frames))
-            except BadMessage as error:
-                log.warning("A message that can't be read was left aside: %s", error)
-            except Exception:
-                log.exception("A message could not be handled")
-            handled += 1
-            if handled % _BREATH == 0:
-                await asyncio.sleep(0)
+    def _take(self, route: Listener, frames: Sequence[bytes]) -> None:
+        try:
+            route(self.wire.read(frames))
+        except BadMessage as error:
+            log.warning("A message that can't be read was left aside: %s", error)
+        except Exception:
+            log.exception("A message could not be handled")
 
     def _route_reply(self, message: Message) -> None:
         if request := self._requests.get(message.parent_id or ""):
@@ -241,17 +247,13 @@ class Channels:
 
 
 @asynccontextmanager
-async def connected(context: zmq.asyncio.Context, connection: Mapping[str, Any]) -> AsyncIterator[Channels]:
+async def connected(context: "zmq.Context[Any]", connection: Mapping[str, Any]) -> AsyncIterator[Channels]:
     """The channels of a kernel, read from until the block is left."""
     channels = Channels(context, connection)
-    channels.reading = asyncio.create_task(channels.read())
     try:
         yield channels
     finally:
         channels.fail(KernelGone("The connection to the kernel was closed."))
-        channels.reading.cancel()
-        await asyncio.wait({channels.reading})
-        if not channels.reading.cancelled() and (error := channels.reading.exception()) is not None:
-            log.error("The connection to a kernel broke", exc_info=error)
-        for socket in (channels.shell, channels.control, channels.stdin, channels.iopub):
-            socket.close()
+        channels.close()
+        if channels.lost.done():
+            log.error("The connection to a kernel broke", exc_info=channels.lost.result())

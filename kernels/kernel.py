@@ -13,7 +13,7 @@ from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanage
 from typing import Any, Literal
 from uuid import uuid4
 
-import zmq.asyncio
+import zmq
 
 from kernels import duplicates
 from kernels.channels import Channels, Request, connected
@@ -31,8 +31,8 @@ OnEvent = Callable[[Event], None]
 OnInput = Callable[[str, bool], None]  # prompt, whether it is a password
 Entries = Callable[[int], AsyncIterator[Entry]]  # what was published after the message of that number
 
+_FIRST_PATIENCE_S, _LONGEST_PATIENCE_S = 0.005, 0.1  # with a kernel that answers, but is not heard
 _LAST_WORDS_S = 0.05  # how long after its death a kernel's messages are still read
-_FIRST_PATIENCE_S, _PATIENCE_S = 0.005, 0.1
 _LOST_IDLE_S = 2.0
 _LOST_REPLY_S = 0.25  # a reply is sent before its idle
 _LOST_MARKER_S = 5.0
@@ -145,7 +145,8 @@ class Kernel:
     async def attach(self, timeout_s: float, channel: Literal["shell", "control"] = "shell") -> None:
         """Wait until one request was answered and seen on IOPub, and its journal hears. Raises `StartFailed`.
 
-        The shell of a kernel that is at work does not answer, its control channel does.
+        The shell of a kernel that is at work does not answer, its control channel does. One that answers but is not
+        heard on IOPub is asked again: soon, and then ever later.
         """
         journaling = asyncio.ensure_future(self.process.journaling())
         patience_s = _FIRST_PATIENCE_S
@@ -153,19 +154,14 @@ class Kernel:
             async with asyncio.timeout(timeout_s):
                 while True:
                     request = await self.channels.send(channel, "kernel_info_request", {}, wants_idle=True)
-                    if not self.info:
-                        await request.answered.wait()
-                    # It answers, but may not be heard on IOPub yet: then it is asked again, and soon.
-                    await asyncio.wait({request.done}, timeout=patience_s)
-                    if request.reply:
-                        self.info = request.reply.content
-                    if request.done.done():
+                    self.info = (await request.replied).content
+                    both: list[asyncio.Future[Any]] = [request.done, journaling]
+                    await asyncio.wait(both, timeout=patience_s)
+                    if request.done.done() and journaling.done():
                         await request.done
-                        await asyncio.wait({journaling}, timeout=patience_s)
-                        if journaling.done():
-                            return
+                        return
                     request.done.cancel()
-                    patience_s = min(2 * patience_s, _PATIENCE_S)
+                    patience_s = min(2 * patience_s, _LONGEST_PATIENCE_S)
         except KernelGone as error:
             raise StartFailed(f"The kernel ended while it started: {error}") from None
         except TimeoutError:
@@ -364,13 +360,13 @@ class Kernel:
             started_at = self._current.started_at if self._current is not None else time.time()
             await self.process.interrupt(started_at)
 
-    async def answer_input(self, execution: Execution, text: str | None) -> None:
+    def answer_input(self, execution: Execution, text: str | None) -> None:
         """Answer the cell that waits in `input()`; None tells it that there is no more."""
         request, execution.input_request = execution.input_request, None
         if request is None:
             return
         content = {"value": "\x04", "end_of_input": True} if text is None else {"value": text}
-        await self.channels.reply_input(request, content)
+        self.channels.reply_input(request, content)
 
     async def complete(self, code: str, cursor_pos: int) -> dict[str, Any]:
         return await self._introspect("complete_request", {"code": code, "cursor_pos": cursor_pos})
@@ -402,6 +398,7 @@ class Kernel:
 
     async def shut_down(self, grace_s: float) -> None:
         """Ask it to end, so that its exit handlers run; end it if it has not after `grace_s`."""
+        self._left = True
         with contextlib.suppress(KernelGone):
             await self.channels.send("control", "shutdown_request", {"restart": False})
         await asyncio.wait({self.ended}, timeout=grace_s)
@@ -420,7 +417,8 @@ class Kernel:
         A kernel that can't be heard any more is ended: nobody may wait for it.
         """
         ended = asyncio.ensure_future(self.process.ended())
-        await asyncio.wait({ended, self.channels.reading}, return_when=asyncio.FIRST_COMPLETED)
+        either: list[asyncio.Future[Any]] = [ended, self.channels.lost]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if not ended.done():
             await self.process.kill("It was ended because the connection to it broke.")
         exit_ = await ended
@@ -432,7 +430,7 @@ class Kernel:
 
 @asynccontextmanager
 async def running(
-    engine: Engine, launch: Launch, context: zmq.asyncio.Context, start_timeout_s: float
+    engine: Engine, launch: Launch, context: "zmq.Context[Any]", start_timeout_s: float
 ) -> AsyncIterator[Kernel]:
     """A kernel from start to end; leaving the block ends it. Raises `StartFailed`."""
     async with _served(engine.start(launch), launch.kernel_id, launch.spec, context) as kernel:
@@ -446,7 +444,7 @@ async def running(
 @asynccontextmanager
 async def duplicated(
     engine: Engine, source: Kernel, launch: Launch, fill: Callable[[], Awaitable[object]],
-    context: zmq.asyncio.Context, *, wait_s: float, timeout_s: float,
+    context: "zmq.Context[Any]", *, wait_s: float, timeout_s: float,
 ) -> AsyncIterator[Kernel]:  # fmt: skip
     """A kernel that is a copy of a live one, as it is between two cells; `fill` gives its place files.
 
@@ -464,7 +462,7 @@ async def duplicated(
 
 
 @asynccontextmanager
-async def attached(engine: Engine, kept: Kept, context: zmq.asyncio.Context, timeout_s: float) -> AsyncIterator[Kernel]:
+async def attached(engine: Engine, kept: Kept, context: "zmq.Context[Any]", timeout_s: float) -> AsyncIterator[Kernel]:
     """A kernel that was kept, whatever it does at the moment; leaving the block ends it.
 
     Raises `StartFailed`, `KernelGone`, `Refused`.
@@ -479,7 +477,7 @@ async def _served(
     starting: AbstractAsyncContextManager[KernelProcess],
     kernel_id: str,
     spec: Kernelspec,
-    context: zmq.asyncio.Context,
+    context: "zmq.Context[Any]",
 ) -> AsyncIterator[Kernel]:
     async with starting as process, connected(context, process.connection) as channels:
         kernel = Kernel(kernel_id, spec, process, channels)

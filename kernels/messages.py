@@ -1,16 +1,20 @@
-"""Jupyter wire messages, packed, signed and checked by jupyter_client's `Session`. No I/O."""
+"""Jupyter wire messages, packed as jupyter_client's `Session` packs them, signed and checked. No I/O."""
 
 import hmac
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
+from jupyter_client._version import protocol_version
 from jupyter_client.session import Session
 
 from kernels.errors import KernelsError
 
 DELIMITER = b"<IDS|MSG>"
+
+_COPIED_BYTES = 2**16  # to be signed in one go, which is faster while it is little
 
 Content = Mapping[str, Any]
 
@@ -22,15 +26,15 @@ class BadMessage(KernelsError):
 class Message:
     """A received message. Content is unpacked when it is asked for: most of what a kernel says is only routed."""
 
-    __slots__ = ("_content", "_session", "buffers", "content_bytes", "header", "metadata", "parent_id")
+    __slots__ = ("_content", "_unpack", "buffers", "content_bytes", "header", "metadata", "parent_id")
 
-    def __init__(self, session: Session, frames: Sequence[bytes]) -> None:
-        self._session = session
+    def __init__(self, unpack: Callable[[bytes], Any], frames: Sequence[bytes]) -> None:
+        self._unpack = unpack
         self._content: dict[str, Any] | None = None
-        self.header: dict[str, Any] = session.unpack(frames[0])
-        parent_id = session.unpack(frames[1]).get("msg_id")
+        self.header: dict[str, Any] = unpack(frames[0])
+        parent_id = unpack(frames[1]).get("msg_id")
         self.parent_id: str | None = parent_id if isinstance(parent_id, str) else None
-        self.metadata: dict[str, Any] = session.unpack(frames[2])
+        self.metadata: dict[str, Any] = unpack(frames[2])
         if not isinstance(self.header, dict) or not isinstance(self.metadata, dict):
             raise BadMessage("header or metadata is not an object")
         self.content_bytes = frames[3]
@@ -53,7 +57,7 @@ class Message:
         return self._content
 
     def _unpacked(self) -> Any:
-        content = self._session.unpack(self.content_bytes)
+        content = self._unpack(self.content_bytes)
         if b"\\" in self.content_bytes and b"\\ud" in self.content_bytes.lower():
             # half a surrogate pair can be neither stored nor sent
             content = json.loads(json.dumps(content, ensure_ascii=False).encode(errors="replace"))
@@ -65,13 +69,18 @@ class Wire:
 
     def __init__(self, key: str | bytes, signature_scheme: str = "hmac-sha256", session: str | None = None) -> None:
         """With the `session` of somebody who is gone, what the kernel still sends to them comes here."""
-        self._session = Session(
+        made = Session(
             key=key.encode() if isinstance(key, str) else key,
             signature_scheme=signature_scheme,
             username="gateway",
             session=session or uuid4().hex,
         )
-        self.identity: bytes = self._session.bsession
+        # Its attributes are traits, which take long to look up: what is needed for each message is kept here.
+        self._pack, self._unpack = made.pack, made.unpack
+        self._key: bytes | None = made.key if made.auth is not None else None
+        self._digest = signature_scheme.removeprefix("hmac-")
+        self._about = {"username": made.username, "session": made.session, "version": protocol_version}
+        self.identity: bytes = made.bsession
 
     @classmethod
     def of(cls, connection: Mapping[str, Any]) -> "Wire":
@@ -88,11 +97,23 @@ class Wire:
         msg_id: str | None = None,
     ) -> tuple[str, list[bytes]]:
         """The id of a new message (`msg_id` if one is given), and its frames."""
-        message = self._session.msg(msg_type, dict(content), metadata=dict(metadata or {}), parent=parent)
-        message["header"]["msg_id"] = msg_id or uuid4().hex  # never again one of who had this session before
+        msg_id = msg_id or uuid4().hex  # never again one of who had this session before
+        header = {"msg_id": msg_id, "msg_type": msg_type, "date": datetime.now(UTC), **self._about}
         if subshell_id is not None:
-            message["header"]["subshell_id"] = subshell_id
-        return message["header"]["msg_id"], self._session.serialize(message)
+            header["subshell_id"] = subshell_id
+        parts = [self._pack(part) for part in (header, parent or {}, dict(metadata or {}), dict(content))]
+        return msg_id, [DELIMITER, self._signature(parts), *parts]
+
+    def _signature(self, parts: Sequence[bytes]) -> bytes:
+        """As the wire protocol has it: of header, parent header, metadata and content in hexadecimal."""
+        if self._key is None:
+            return b""
+        if len(parts[-1]) <= _COPIED_BYTES:
+            return hmac.digest(self._key, b"".join(parts), self._digest).hex().encode()
+        signing = hmac.new(self._key, digestmod=self._digest)
+        for part in parts:
+            signing.update(part)
+        return signing.hexdigest().encode()
 
     def read(self, frames: Sequence[bytes]) -> Message:
         """Raises `BadMessage` unless it was signed with our key."""
@@ -103,9 +124,9 @@ class Wire:
         signature, *parts = frames[start:]
         if len(parts) < 4:
             raise BadMessage("too few frames")
-        if self._session.auth is not None and not hmac.compare_digest(self._session.sign(parts[:4]), signature):
+        if self._key is not None and not hmac.compare_digest(self._signature(parts[:4]), signature):
             raise BadMessage("bad signature")
         try:
-            return Message(self._session, parts)
+            return Message(self._unpack, parts)
         except (ValueError, AttributeError, RecursionError) as error:
             raise BadMessage(str(error)) from error

@@ -255,7 +255,8 @@ class ApiHandler(RequestHandler):
         if self.request.method not in self._allowed_methods():
             raise self._not_allowed()
         operation = self.operations.get(self.request.method or "")
-        if not self.takes_any_query and (operation is None or operation.query is None):
+        takes_none = not self.takes_any_query and (operation is None or operation.query is None)
+        if takes_none and self.request.query:
             self.query(NoQuery)
 
     def _not_allowed(self) -> errors.NotAllowed:

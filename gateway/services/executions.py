@@ -375,6 +375,8 @@ class ExecutionService:
     async def _ready(self, live: LiveSession, run: Run) -> Kernel | None:
         """The kernel, or None once the run is to be stopped, which does not wait for a start or a setup."""
         while not run.stop_asked.is_set():
+            if (at_hand := live.at_hand) is not None:
+                return at_hand
             starting, stopping = asyncio.ensure_future(live.ready()), asyncio.ensure_future(run.stop_asked.wait())
             try:
                 await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -387,7 +389,6 @@ class ExecutionService:
 
     async def _run_cell(self, kernel: Kernel, run: Run) -> tuple[Status, RunError | None, bool]:
         """How it ended, the error if there was one, and whether the kernel still has its variables."""
-        answering = asyncio.create_task(run.answer_inputs())
         try:
             async with self._cell(kernel, run) as cell:
                 run.begin(kernel, cell)
@@ -408,8 +409,6 @@ class ExecutionService:
             if run.stopped_as is not None:
                 return run.stopped_as, _stopped(run, str(error)), False
             return Status.DIED, _error("KernelDied", str(error)), False
-        finally:
-            answering.cancel()
 
     def _cell(self, kernel: Kernel, run: Run) -> AbstractAsyncContextManager[Cell]:
         """The cell of a run: begun now, or by an earlier gateway."""
@@ -525,7 +524,7 @@ class ExecutionService:
         """Raises `Conflict` when no cell waits in `input()`."""
         live = await self._sessions.hold(session_id, "", create=False)
         run = live.current
-        if run is None or not await run.give_input(text):
+        if run is None or not run.give_input(text):
             raise Conflict(f"No cell of session {session_id!r} waits for input.", session_id=session_id)
 
     async def quiet(self) -> None:

@@ -5,6 +5,7 @@ import secrets
 from collections import deque
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 
@@ -20,14 +21,18 @@ class Journal:
     """Holds the last `limit_bytes` of events; who comes too late for some is told how many they missed."""
 
     def __init__(self, limit_bytes: int) -> None:
-        self.epoch = secrets.token_hex(4)  # tells its numbers from those of a journal that was there before
         self._limit_bytes = limit_bytes
         self._entries: deque[Entry] = deque()
         self.size_bytes = 0
         self._last = 0
         self._closed = False
         self.followers = 0
-        self._news: asyncio.Event = asyncio.Event()
+        self._news: asyncio.Event | None = None  # made by the first who waits
+
+    @cached_property
+    def epoch(self) -> str:
+        """Tells its numbers from those of a journal that was there before."""
+        return secrets.token_hex(4)
 
     def add(self, kind: str, data: Any, size_bytes: int = 100) -> None:
         self._last += 1
@@ -42,8 +47,9 @@ class Journal:
         self._tell()
 
     def _tell(self) -> None:
-        news, self._news = self._news, asyncio.Event()
-        news.set()
+        if self._news is not None:
+            self._news.set()
+            self._news = None
 
     async def follow(self, after: int = 0) -> AsyncGenerator[Entry, None]:
         """Every event after number `after`, until the journal is closed."""
@@ -56,7 +62,6 @@ class Journal:
 
     async def _follow(self, after: int) -> AsyncGenerator[Entry, None]:
         while True:
-            news = self._news
             missed = self._entries[0].number - after - 1 if self._entries else 0
             if missed > 0:
                 after += missed
@@ -67,7 +72,8 @@ class Journal:
             if self._last == after:
                 if self._closed:
                     return
-                await news.wait()
+                self._news = self._news or asyncio.Event()
+                await self._news.wait()
 
     def _after(self, number: int) -> list[Entry]:
         if not self._entries:

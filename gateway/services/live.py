@@ -110,6 +110,15 @@ class Live:
                 live.settle()
             return live
 
+    async def create(self, session: Session) -> LiveSession:
+        """Keep a new session, held by this gateway from its first moment. Raises `SessionExists`, `Stopping`."""
+        session = session.model_copy(update={"holder": self._tools.settings.gateway_id})
+        async with self.claiming(session.uid):
+            await self._tools.store.create_session(session)
+            if self.stopping:
+                raise Stopping()
+            return self._add(session)
+
     @asynccontextmanager
     async def claiming(self, uid: str) -> AsyncIterator[None]:
         """Who claims or releases a session in the store does it in here, so that nobody's claim is undone."""

@@ -56,6 +56,7 @@ _EVENTS_BYTES = 4 * 2**20
 _LEASE_LOOK_S = 0.05
 _STORE_PATIENCE_S = 1.0
 _SAVED = ("saved_snapshot_id", "saved_at", "state_only", "saved_changes", "woken")
+_UNTOLD = ("status", "execute_input")  # three of the four messages of a short run
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +226,15 @@ class LiveSession:
                 if self.serves(kernel):
                     return kernel
             await self._owned.wait()
+
+    @property
+    def at_hand(self) -> Kernel | None:
+        """The kernel that `ready` would give if it can do so at once."""
+        kernel, waits = self.kernel, self.closing is not None or self._barred is not None
+        if kernel is None or waits or self._tools.recorder.lease_is_stale or not self.serves(kernel):
+            return None
+        self.touch()
+        return kernel
 
     @property
     def _ending(self) -> bool:
@@ -641,7 +651,7 @@ class LiveSession:
 
     def _hear(self, message: Message) -> None:
         """Outputs are told as they come, also what a thread prints after its cell, and its answer, have ended."""
-        if message.parent_id is None:
+        if message.parent_id is None or message.type in _UNTOLD:
             return
         if event := Outputs(self._tools.settings.output_limit_bytes).add(message):
             self.events.add(event.kind, {**event.data, "execution_id": message.parent_id}, event.size_bytes)

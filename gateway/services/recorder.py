@@ -225,9 +225,14 @@ class Outbox:
 
     async def _write(self, waiting: _Waiting) -> None:
         store = self._recorder.store
-        for record in waiting.executions.values():
-            await self._insist(partial(store.put_execution, record))
         moves, changes, at = waiting.moves, waiting.changes, waiting.changed_at
+        executions = list(waiting.executions.values())
+        if 0 < len(moves) <= MOST_MOVES:  # as after each run: one write for all of it
+            move = partial(store.move_session, self._uid, *moves, changes=changes, holder=self._holder)
+            if await self._insist(partial(move, executions=executions)):
+                return
+        for record in executions:
+            await self._insist(partial(store.put_execution, record))
         while len(moves) > MOST_MOVES:
             first, moves = moves[:MOST_MOVES], moves[MOST_MOVES:]
             await self._insist(partial(store.move_session, self._uid, *first, holder=self._holder))
@@ -236,7 +241,8 @@ class Outbox:
         elif at is not None:
             await self._insist(partial(store.update_session, self._uid, changes, at, holder=self._holder))
 
-    async def _insist(self, write: Write) -> None:
+    async def _insist(self, write: Write) -> bool:
+        """Whether it was written or refused, rather than failed."""
         try:
             await self._recorder.write(write)
         except (Conflict, NotFound) as error:
@@ -244,6 +250,8 @@ class Outbox:
             self._lost(error)
         except Exception:
             log.exception("Something about a session could not be written")
+            return False
+        return True
 
 
 async def _unless(hurry: asyncio.Event, delay_s: float) -> None:

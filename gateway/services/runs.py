@@ -41,7 +41,6 @@ class Run:
         self.followable = interactive
         self._kernel: Kernel | None = None
         self._cell: Cell | None = None
-        self._inputs = asyncio.Queue[tuple[str, bool]]()
 
     @property
     def id(self) -> str:
@@ -62,29 +61,24 @@ class Run:
         self.journal.add(event.kind, event.data, event.size_bytes)
 
     def on_input(self, prompt: str, password: bool) -> None:
-        self._inputs.put_nowait((prompt, password))
+        """Answer an `input()` from the run's stdin, or tell who follows that the cell waits."""
+        if self.stdin is None:
+            self.waits_for_input = True
+            self.journal.add("input_request", {"prompt": prompt, "password": password})
+        else:
+            self._send_input(self.stdin.pop(0) if self.stdin else None)
 
-    async def answer_inputs(self) -> None:
-        """Answer each `input()` from the run's stdin, or tell who follows that the cell waits. Until cancelled."""
-        while True:
-            prompt, password = await self._inputs.get()
-            if self.stdin is None:
-                self.waits_for_input = True
-                self.journal.add("input_request", {"prompt": prompt, "password": password})
-            else:
-                await self._send_input(self.stdin.pop(0) if self.stdin else None)
-
-    async def give_input(self, text: str) -> bool:
+    def give_input(self, text: str) -> bool:
         """Answer a cell that waits in `input()`; False if none does."""
         if not self.waits_for_input:
             return False
         self.waits_for_input = False
-        await self._send_input(text)
+        self._send_input(text)
         return True
 
-    async def _send_input(self, text: str | None) -> None:
+    def _send_input(self, text: str | None) -> None:
         if self._kernel is not None and self._cell is not None:
-            await self._kernel.answer_input(self._cell, text)
+            self._kernel.answer_input(self._cell, text)
 
     def cancel(self) -> None:
         """Have it not begin; one that has begun is not touched."""

@@ -199,8 +199,7 @@ class SessionService:
             setup=request.setup,
         )  # fmt: skip
         check_size(session)
-        await self._store.create_session(session)
-        live = await self._live.hold(session)
+        live = await self._live.create(session)
         if start:
             self._spawn(self.start(live))
         return live.session

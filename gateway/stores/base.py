@@ -134,13 +134,15 @@ class Store(Protocol):
         ...
 
     async def move_session(
-        self, uid: str, *moves: Move, changes: SessionChanges = NO_CHANGES, holder: str | None = None
-    ) -> Session:
+        self, uid: str, *moves: Move, changes: SessionChanges = NO_CHANGES, holder: str | None = None,
+        executions: Sequence[Execution] = (),
+    ) -> Session:  # fmt: skip
         """Change the state along one or more moves, each from where the one before it led.
 
         Only if the state is still where the first begins (and it is still held by `holder`, when one is given).
         The moves, their lines in `list_moves` and `changes` happen together; the last reason becomes `state_reason`,
         the last time `updated_at`. At most `MOST_MOVES` at once.
+        `executions` are put before that, as by `put_execution`; they stay also if the move is refused.
         Raises `IllegalMove`, `Conflict` (code `state_changed`) if another came first, `SessionNotFound`.
         """
         ...

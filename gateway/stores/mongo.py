@@ -5,7 +5,7 @@ It runs on motor or on PyMongo's own async client: `_connect` and `_close` are a
 
 import inspect
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Literal
 
@@ -13,6 +13,9 @@ from pymongo import AsyncMongoClient
 from pymongo.errors import PyMongoError
 
 from gateway.errors import Invalid
+from gateway.models.executions import Execution
+from gateway.models.sessions import Move, Session
+from gateway.stores.base import NO_CHANGES, SessionChanges
 from gateway.stores.mongo_history import MongoHistory
 from gateway.stores.mongo_schema import Document
 from gateway.stores.mongo_sessions import MongoSessions
@@ -54,6 +57,14 @@ class MongoStore(MongoSessions, MongoSnapshots, MongoHistory):
         finally:
             self._open(None)
             await _close(client)
+
+    async def move_session(
+        self, uid: str, *moves: Move, changes: SessionChanges = NO_CHANGES, holder: str | None = None,
+        executions: Sequence[Execution] = (),
+    ) -> Session:  # fmt: skip
+        for execution in executions:
+            await self.put_execution(execution)
+        return await self._move_session(uid, *moves, changes=changes, holder=holder)
 
     async def ping(self) -> None:
         await self._reach(lambda: self._database.command("ping"))

@@ -96,7 +96,7 @@ class MongoSessions(Reach):
             raise HolderChanged(document["id"], str(holder))
         return load_session(document)
 
-    async def move_session(
+    async def _move_session(
         self, uid: str, *moves: Move, changes: SessionChanges = NO_CHANGES, holder: str | None = None
     ) -> Session:
         check_moves(moves)

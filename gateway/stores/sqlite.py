@@ -6,7 +6,7 @@ microseconds; whatever scans runs on a thread of its own.
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from gateway.errors import (
     ExecutionNotFound,
+    GatewayError,
     SessionExists,
     SessionHeld,
     SessionNotFound,
@@ -135,12 +136,13 @@ class SqliteStore:
         return await self._write(work)
 
     async def move_session(
-        self, uid: str, *moves: Move, changes: SessionChanges = NO_CHANGES, holder: str | None = None
-    ) -> Session:
+        self, uid: str, *moves: Move, changes: SessionChanges = NO_CHANGES, holder: str | None = None,
+        executions: Sequence[Execution] = (),
+    ) -> Session:  # fmt: skip
         check_moves(moves)
         first, last = moves[0], moves[-1]
 
-        def work(connection: sqlite3.Connection) -> Session:
+        def move(connection: sqlite3.Connection) -> Session:
             session = live_session(connection, uid)
             if session.state != first.before or holder not in (None, session.holder):
                 raise StateChanged(session.id, str(first.before))
@@ -155,7 +157,21 @@ class SqliteStore:
                 updated_at=last.at,
             )
 
-        return await self._write(work)
+        if not executions:
+            return await self._write(move)
+        rows = [await _execution_row(execution) for execution in executions]
+
+        def work(connection: sqlite3.Connection) -> Session | GatewayError:
+            connection.executemany(_PUT_EXECUTION, rows)
+            try:
+                return move(connection)
+            except GatewayError as refusal:  # before anything was changed; what was put stays
+                return refusal
+
+        moved = await self._write(work)
+        if isinstance(moved, GatewayError):
+            raise moved
+        return moved
 
     async def list_moves(self, uid: str, page: PageRequest) -> Page[Move]:
         digest_ = digest(("moves", uid))
@@ -276,14 +292,8 @@ class SqliteStore:
     # Executions
 
     async def put_execution(self, execution: Execution) -> None:
-        values = (
-            execution.id,
-            execution.session_uid,
-            iso(execution.queued_at),
-            rank(execution),
-            await pack_execution(execution),
-        )
-        await self._write(lambda connection: connection.execute(_PUT_EXECUTION, values))
+        row = await _execution_row(execution)
+        await self._write(lambda connection: connection.execute(_PUT_EXECUTION, row))
 
     async def get_execution(self, uid: str, execution_id: str) -> Execution:
         row = self._point("SELECT packed FROM executions WHERE id = ? AND session_uid = ?", execution_id, uid)
@@ -409,6 +419,11 @@ class SqliteStore:
                 return work(self._scans)
 
         return await asyncio.get_running_loop().run_in_executor(self._scanner, scan)
+
+
+async def _execution_row(execution: Execution) -> tuple[str, str, str, int, bytes]:
+    packed = await pack_execution(execution)
+    return execution.id, execution.session_uid, iso(execution.queued_at), rank(execution), packed
 
 
 @contextmanager

@@ -94,6 +94,8 @@ class LocalEngine:
         self._confinement = Confinement(isolation, readable)
         self._forks = Forks(pool_size, preloads) if fork_server else None
         self._specs: dict[str, Kernelspec] = {}
+        self._specs_seen: object = None
+        self._spec_manager = KernelSpecManager()
         self._interpreters: dict[str, Interpreter] = {}
         self._ours: dict[str, KeptProcess] = {}
         self._marks: set[str] = set()  # of setups
@@ -121,10 +123,15 @@ class LocalEngine:
                 await asyncio.gather(*(process.kill("The gateway stopped.") for process in self._ours.values()))
 
     def kernelspecs(self) -> Mapping[str, Kernelspec]:
-        self._specs = {
-            name: _kernelspec(name, found["spec"], found["resource_dir"])
-            for name, found in KernelSpecManager().get_all_specs().items()
-        }
+        """Read anew when one has come, gone or been changed: finding them all takes Jupyter many milliseconds."""
+        manager = self._spec_manager
+        seen = [_spec_files(folder) for folder in manager.kernel_dirs]
+        if seen != self._specs_seen:
+            self._specs_seen = seen
+            self._specs = {
+                name: _kernelspec(name, found["spec"], found["resource_dir"])
+                for name, found in manager.get_all_specs().items()
+            }
         return self._specs
 
     @asynccontextmanager
@@ -461,6 +468,17 @@ def _kept(kernel_id: str, record: dict[str, Any]) -> Kept:
         limits=Limits(**about["limits"]),
         exit=Exit(**exit_) if exit_ is not None else None,
     )
+
+
+def _spec_files(folder: str) -> list[tuple[str, int, int]]:
+    """The kernelspecs in a folder, as far as must be known to see that they have changed."""
+    found = []
+    with contextlib.suppress(OSError):
+        for name in sorted(os.listdir(folder)):
+            with contextlib.suppress(OSError):
+                about = os.stat(os.path.join(folder, name, "kernel.json"))
+                found.append((name, about.st_mtime_ns, about.st_size))
+    return found
 
 
 def _kernelspec(name: str, spec: dict[str, Any], resource_dir: str) -> Kernelspec:

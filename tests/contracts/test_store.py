@@ -312,6 +312,24 @@ async def test_a_move_changes_state_reason_and_fields_together(store: Store) -> 
     assert (again.state, again.state_reason) == (State.BUSY, None)
 
 
+async def test_runs_that_come_with_a_move_are_kept_also_when_it_is_refused(store: Store) -> None:
+    session = await created(store)
+    first, second = new_execution(session, 1), new_execution(session, 2)
+
+    await store.move_session(
+        session.uid, Move(before=State.INIT, after=State.READY, at=later()), executions=[first, second]
+    )
+    ended = first.model_copy(update={"status": Status.OK})
+    with pytest.raises(Conflict):
+        await store.move_session(
+            session.uid, Move(before=State.INIT, after=State.READY, at=later(2)), executions=[ended]
+        )
+
+    assert (await store.get_session("demo")).state is State.READY
+    assert await store.get_execution(session.uid, first.id) == ended
+    assert await store.get_execution(session.uid, second.id) == second
+
+
 async def test_every_move_is_listed_newest_first(store: Store) -> None:
     session = await created(store)
     states = [State.INIT, *[State.READY, State.BUSY] * 20, State.ERROR]

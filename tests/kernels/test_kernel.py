@@ -102,10 +102,10 @@ async def test_leaving_a_cell_that_will_not_stop_ends_the_kernel(kernel: Kernel)
 async def test_a_kernel_that_can_not_be_heard_any_more_is_ended(
     kernel: Kernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def breaks(socket: zmq.asyncio.Socket) -> list[bytes]:
+    def breaks(socket: "zmq.Socket[bytes]") -> list[bytes]:
         raise zmq.ZMQError(zmq.ETERM)
 
-    monkeypatch.setattr(zmq.asyncio.Socket, "recv_multipart", breaks)
+    monkeypatch.setattr(zmq.Socket, "recv_multipart", breaks)
     with pytest.raises(KernelGone, match="connection to it broke"):
         await run(kernel, "1")
 

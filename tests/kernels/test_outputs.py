@@ -275,14 +275,16 @@ async def test_a_table_is_shown_as_text_and_html(api: Api, session_id: str, scie
 def message(msg_type: str, content: dict[str, Any]) -> Message:
     session = Session(key=b"")
     made = session.msg(msg_type, content)
-    return Message(session, [session.pack(made[part]) for part in ("header", "parent_header", "metadata", "content")])
+    return Message(
+        session.unpack, [session.pack(made[part]) for part in ("header", "parent_header", "metadata", "content")]
+    )
 
 
 def raw(msg_type: str, content: bytes) -> Message:
     """A message whose content need not be JSON."""
     session = Session(key=b"")
     header = session.pack(session.msg(msg_type)["header"])
-    return Message(session, [header, b"{}", b"{}", content])
+    return Message(session.unpack, [header, b"{}", b"{}", content])
 
 
 def test_text_is_cut_in_the_middle_of_no_character() -> None:

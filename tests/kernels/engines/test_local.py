@@ -1,7 +1,9 @@
 """Kernels of this machine: other languages, and what is left of them when they end."""
 
 import asyncio
+import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -332,3 +334,21 @@ async def test_the_watch_over_memory_survives_what_nobody_foresaw(
 
     assert calls > 1
     assert exit_.out_of_memory
+
+
+def test_a_kernelspec_that_comes_changes_or_goes_is_seen_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    engine = LocalEngine(tmp_path / "data")
+    folder = tmp_path / "jupyter" / "kernels" / "mine"
+    assert "mine" not in engine.kernelspecs()
+
+    folder.mkdir(parents=True)
+    for name in ("first", "second name"):
+        spec = {"argv": ["mine", "{connection_file}"], "display_name": name, "language": "mine"}
+        (folder / "kernel.json").write_text(json.dumps(spec))
+        assert engine.kernelspecs()["mine"].display_name == name
+    shutil.rmtree(folder)
+
+    assert "mine" not in engine.kernelspecs()
