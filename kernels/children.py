@@ -25,7 +25,7 @@ import zmq
 from kernels import cgroups, confined, processes
 from kernels.engine import Exit, Walls
 from kernels.errors import StartFailed
-from kernels.inherited import Inherited, Kin
+from kernels.inherited import Inherited, Kin, remove
 from kernels.journal import JournalWriter
 from kernels.logs import Log
 from kernels.processes import MARK
@@ -156,11 +156,8 @@ class Child:
         if behind.get("trees"):
             behind["trees"] = {**behind["trees"], str(self._folder): "rw"}
         try:
-            if self._group is not None:
-                for pid in forked.pids:
-                    self._group.add(pid)
             await forked.name(identity, output_fd, Behind(**behind))
-        except (ZygoteFailed, OSError) as error:
+        except ZygoteFailed as error:
             raise StartFailed(str(error)) from None
         self._process = forked
 
@@ -213,10 +210,7 @@ class Child:
 
     async def end_group(self) -> None:
         if self._group is not None:
-            try:
-                await asyncio.to_thread(self._group.end)
-            except OSError as error:
-                log.warning("The group of kernel %s stays: %s", self.id, error)
+            await asyncio.to_thread(remove, self._group)
 
     def _exit(self, code: int) -> Exit:
         if self._out_of_memory:

@@ -1,19 +1,27 @@
-"""Processes that became our children when those between us and them had ended, and the users that they are."""
+"""Processes that became our children when those between us and them had ended; the users they are, their groups."""
 
 import asyncio
+import logging
 import os
 import secrets
 import signal
 from collections.abc import Callable
 
 from kernels import processes
+from kernels.cgroups import Group, Hierarchy
+
+log = logging.getLogger(__name__)
 
 
 class Kin:
-    """What such processes have taken: their numbers until they are reaped, and users of the system."""
+    """What such processes have taken: their numbers until they are reaped, and users of the system.
 
-    def __init__(self) -> None:
+    `groups` is where a group can be made for each; None where that is impossible.
+    """
+
+    def __init__(self, groups: Hierarchy | None = None) -> None:
         self.pids: set[int] = set()
+        self._groups = groups
         self._uids: set[int] = set()
 
     def take_uid(self, of: range) -> int | None:
@@ -24,6 +32,16 @@ class Kin:
             pass
         self._uids.add(uid)
         return uid
+
+    def new_group(self) -> Group | None:
+        """A group that bounds nothing yet."""
+        if self._groups is None:
+            return None
+        try:
+            return self._groups.group(secrets.token_hex(8))
+        except OSError as error:
+            log.warning("There is no group for one more kernel: %s", error)
+            return None
 
     def give_back(self, uid: int | None) -> None:
         if uid is not None:
@@ -40,6 +58,7 @@ class Inherited:
         self.pid = pid
         self.init_pid = init_pid
         self.walls: list[str] = []  # that stand around it
+        self.group: Group | None = None  # that it is in, with all that it starts
         self.on_end: Callable[[], None] = lambda: None
         self._uid = uid
         self._kin = kin
@@ -92,6 +111,16 @@ class Inherited:
         """End it, whatever it does."""
         self.kill()
         await self.reaped()
+        if self.group is not None:
+            await asyncio.to_thread(remove, self.group)
+
+
+def remove(group: Group) -> None:
+    """Whatever runs in it. Blocks."""
+    try:
+        group.end()
+    except OSError as error:
+        log.warning("A group stays: %s", error)
 
 
 def _exit_code(pid: int) -> int:

@@ -32,7 +32,7 @@ from kernels.children import Child, Journaling, MemoryWatch, Order, connection_a
 from kernels.disk_watch import DiskWatch
 from kernels.engine import Exit
 from kernels.errors import KernelGone, KernelsError, Refused, StartFailed
-from kernels.inherited import Kin
+from kernels.inherited import Kin, remove
 from kernels.journal import JournalWriter
 from kernels.logs import Log
 from kernels.orphans import Orphans
@@ -143,8 +143,7 @@ class Keeper:
         self._retiring = False
         self._forks = False  # whether this system can fork kernels
         self._launching = 0  # what is started meanwhile may become our child before we hear of it
-        self._kin = Kin()
-        self._groups: cgroups.Hierarchy | None = None
+        self._kin: Kin
         self._over = asyncio.Event()
         self._lock: int | None = None
         self._runtime: Path
@@ -165,6 +164,7 @@ class Keeper:
         try:
             with _context() as self._context:
                 async with asyncio.TaskGroup() as self._tasks:
+                    self._kin = Kin(_swept_groups())
                     self._pools = Pools(self._runtime / "nobody", self._tasks, self._kin)
                     await self._serve(announcement, ready)
         finally:
@@ -175,9 +175,6 @@ class Keeper:
     async def _serve(self, announcement: Path, ready: Callable[[], None]) -> None:
         address = str(self._runtime / "keeper")
         server = await asyncio.start_unix_server(self._connected, address, limit=LINE_BYTES)
-        self._groups, _ = cgroups.found()
-        if self._groups is not None:
-            self._groups.sweep()
         self._forks = be_subreaper()
         if not self._forks:
             log.info("This system can't have a process take in orphans: kernels are started one by one")
@@ -337,7 +334,8 @@ class Keeper:
         kernel_id = order.kernel_id
         folder = self._runtime / kernel_id.replace("-", "")[:12]
         connection = connection_at(folder, kernel_name)
-        child = Child(order, connection, folder, group=self._new_group(order), kin=self._kin)
+        group = _limited(forked.group if forked is not None else self._kin.new_group(), order)
+        child = Child(order, connection, folder, group=group, kin=self._kin)
         self._children[kernel_id], self._owners[kernel_id] = child, gateway
         try:
             writer = JournalWriter(self._folders.journals / kernel_id, order.journal_bytes)
@@ -354,18 +352,6 @@ class Keeper:
             await child.end_group()
             raise
         return child
-
-    def _new_group(self, order: Order) -> cgroups.Group | None:
-        """None where there can be none; then its memory is watched, and its other limits are the system's."""
-        if self._groups is None:
-            return None
-        try:
-            group = self._groups.group(order.kernel_id)
-            group.limit(cgroups.Limits(memory_bytes=order.memory_bytes, processes=order.pids, cpus=order.cpus))
-        except OSError as error:
-            log.warning("Kernel %s has no group of its own: %s", order.kernel_id, error)
-            return None
-        return group
 
     async def _forked(self, order: Order) -> Forked | None:
         """None if it is to be started the ordinary way."""
@@ -457,6 +443,26 @@ class Keeper:
     async def _usage(self, gateway: Gateway, kernel_id: str) -> list[float]:
         child = self._commanded(gateway, kernel_id)
         return list(await child.usage()) if child else [0.0, 0, 0]
+
+
+def _swept_groups() -> cgroups.Hierarchy | None:
+    """Where groups of processes can be made, without those that dead keepers left; None where that is impossible."""
+    groups, _ = cgroups.found()
+    if groups is not None:
+        groups.sweep()
+    return groups
+
+
+def _limited(group: cgroups.Group | None, order: Order) -> cgroups.Group | None:
+    """None if it can't be limited: then its memory is watched, and its other limits are the system's."""
+    if group is not None:
+        try:
+            group.limit(cgroups.Limits(memory_bytes=order.memory_bytes, processes=order.pids, cpus=order.cpus))
+        except OSError as error:
+            log.warning("Kernel %s is not limited by a group: %s", order.kernel_id, error)
+            remove(group)
+            return None
+    return group
 
 
 def _plain(kernel_id: str) -> str:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kernels.inherited import Kin
+from kernels.inherited import Kin, remove
 from kernels.zygote import Behind, Environment, Forked, Zygote, ZygoteFailed
 
 log = logging.getLogger(__name__)
@@ -114,11 +114,17 @@ class Pool:
         """Raises `ZygoteFailed`."""
         plan = dict(self.wanted.plan)
         uid = self._kin.take_uid(range(*plan.pop("uids", (0,))))
+        group = self._kin.new_group()
+        folders = [str(folder) for folder in group.folders] if group is not None else []
         try:
-            return await zygote.fork({**plan, "uid": uid} if plan else {}, self._kin)
+            forked = await zygote.fork({**plan, "uid": uid, "cgroups": folders}, self._kin)
         except BaseException:
             self._kin.give_back(uid)
+            if group is not None:
+                await asyncio.shield(asyncio.to_thread(remove, group))
             raise
+        forked.group = group
+        return forked
 
     def _changed(self) -> bool:
         return _seen(self.wanted.watched) != self._seen
