@@ -95,7 +95,7 @@ def rehearse(folder: str) -> None:
         sockets[other].connect(f"ipc://{folder}/{one}")
     thread = ControlThread(daemon=True)
     loop: Any = thread.io_loop
-    stream = ZMQStream(sockets[0], loop)
+    stream: Any = ZMQStream(sockets[0], loop)
     stream.on_recv(lambda frames: deliver(sockets[0], [frames[0].bytes, b""]), copy=False)
     sockets[2].send_multipart([b"there"])
     thread.start()

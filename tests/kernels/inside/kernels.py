@@ -191,11 +191,11 @@ def forked(*preloads: str) -> Iterator[Forked]:
 
 
 @contextmanager
-def ordinary(identity: dict[str, Any]) -> Iterator[int]:
-    """A kernel that is started as the engine does it; its process id."""
+def ordinary(identity: dict[str, Any], *program: str) -> Iterator[int]:
+    """A kernel that is started as the engine does it, or by another program; its process id."""
     Path(identity["connection_file"]).write_text(json.dumps(identity["connection"]))
     with open(identity["log"], "wb") as log, subprocess.Popen(
-        [identity["overlay"]["python"], str(LAUNCHER), "-f", identity["connection_file"]],
+        [identity["overlay"]["python"], *(program or [str(LAUNCHER)]), "-f", identity["connection_file"]],
         env=identity["env"], cwd=identity["cwd"], stdout=log, stderr=log, stdin=subprocess.DEVNULL,
     ) as process:  # fmt: skip
         try:
