@@ -142,6 +142,7 @@ def test_what_a_copy_can_not_have_is_refused(setup: str, kind: str, name: str, s
 def test_a_cell_that_runs_is_waited_for(start: Start, folder: Path) -> None:
     source = start()
     source.send("shell", "execute_request", {"code": "import time; time.sleep(60)"})
+    source.wait_for("execute_input")
 
     request = {"action": "duplicate", "address": str(folder / "nobody"), "wait_s": 0.1}
     answer = source.ask("control", "session_gateway_request", request)
