@@ -184,6 +184,7 @@ class GatewayKernelApp(IPKernelApp):
         loop._ready.clear()
         loop._scheduled.clear()
         loop._make_self_pipe()
+        asyncio.set_event_loop(loop)  # Python 3.12 has forgotten it
         self.kernel.renew()
 
     def initialize(self, argv: list[str] | None = None) -> None:
