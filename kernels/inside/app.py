@@ -56,6 +56,7 @@ class GatewayKernelApp(IPKernelApp):
         self.kernel_class = GatewayKernel
         self.abandoned_tasks = set()
         self._session_fds: set[int] = set()
+        self._log_stream: Any = None
         self._abandoned: list[Any] = []
         BaseIPythonApplication.initialize(self, argv)
         self.init_pdb()
@@ -129,8 +130,9 @@ class GatewayKernelApp(IPKernelApp):
     def _log_to(self, fd: int) -> None:
         for handler in self.log.handlers:
             stream = getattr(handler, "stream", None)
-            if isinstance(handler, logging.StreamHandler) and stream is sys.__stderr__:
+            if isinstance(handler, logging.StreamHandler) and stream in (sys.__stderr__, self._log_stream):
                 handler.stream = TextIOWrapper(FileIO(fd, "w", closefd=False), write_through=True)
+                self._log_stream = handler.stream
 
     def start(self) -> None:
         """Serve until it is shut down; in a copy of this process too, once it has become another session's."""
@@ -171,6 +173,8 @@ class GatewayKernelApp(IPKernelApp):
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, BoundedStream) and stream._should_watch:
                 os.dup2(stream._original_stdstream_copy, stream._original_stdstream_fd)
+                os.close(stream._original_stdstream_copy)  # the other one's log
+                stream._original_stdstream_copy = stream._original_stdstream_fd
         tasks = kernel.shell_channel_thread.tasks
         self.abandoned_tasks.update(tasks)
         self._abandoned.append(
