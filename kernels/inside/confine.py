@@ -67,7 +67,8 @@ def _confined(walls: Any, order: dict[str, Any], argv: list[str]) -> Any:
     if plan.get("namespaces") and os.geteuid() != 0:
         walls.enter()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    forked = walls.fork(plan)
+    master = os.pidfd_open(os.getpid() if order.get("tell") is None else os.getppid())  # who waits for its end
+    forked = walls.fork(plan, master=master)
     if forked is None:
         ours.close()
         _become(walls, order, argv, theirs)

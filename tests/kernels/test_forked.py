@@ -84,6 +84,33 @@ def test_the_child_is_the_subreapers_and_ends_with_init() -> None:
     assert _apart(work) == [True, True, [-9, -9], True]
 
 
+def test_all_behind_the_walls_ends_with_who_answers_for_it_though_that_is_killed() -> None:
+    plan = _plan()
+
+    def work() -> list[int]:
+        if not ROOT:
+            walls.enter()
+        master = os.fork()
+        if master == 0:
+            _sleep()
+        forked = walls.fork(plan, master=os.pidfd_open(master))
+        if forked is None:
+            if os.fork():
+                os._exit(0)
+            os.setsid()
+            _sleep()
+        assert forked is not None
+        assert forked.init_pid is not None
+        os.waitpid(forked.pid, 0)
+        before = os.waitpid(forked.init_pid, os.WNOHANG)[0]
+        os.kill(master, signal.SIGKILL)
+        os.waitpid(master, 0)
+        signal.alarm(10)
+        return [before, os.waitpid(forked.init_pid, 0)[1]]
+
+    assert _apart(work) == [0, 0]
+
+
 def _stat(pid: int) -> list[str]:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
