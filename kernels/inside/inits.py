@@ -1,7 +1,8 @@
 """The first process of a session's pid namespace: it does nothing, and everything else dies with it.
 
-It ends when whoever answers for the session does, also if that is killed: nothing inside can outlive both. A program of its own of a few hundred bytes, so that it costs no more than a page or two; where the machine is not
-one that we can write it for, `sleep infinity`. Runs inside the kernel.
+It ends when whoever answers for the session does, also if that is killed: nothing inside can outlive both. A program of
+its own of a few hundred bytes, so that it costs no more than a page or two; where the machine is not one that we can
+write it for, `sleep infinity`. Runs inside the kernel.
 """
 
 from __future__ import annotations
