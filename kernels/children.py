@@ -112,6 +112,11 @@ class Child:
         return self._process.pid
 
     @property
+    def init_pid(self) -> int | None:
+        """The first process of its pid namespace, where it has one: orphans in the session become its children."""
+        return self._process.init_pid if isinstance(self._process, Inherited) else None
+
+    @property
     def running(self) -> bool:
         return self._process is not None and not self.waiting.done()
 
@@ -258,7 +263,7 @@ class Child:
         with contextlib.suppress(OSError):
             if self._group is not None:
                 return self._group.cpu_seconds()
-        return processes.usage(self.pid)[0]
+        return processes.usage(self.pid, self.init_pid)[0]
 
     def let_files_grow(self, grow: bool) -> None:
         """Whether what it runs, and what that starts from now on, may write to the end of files."""
@@ -271,9 +276,7 @@ class Child:
         with contextlib.suppress(OSError):
             if self._group is not None:
                 return self._group.pids()
-        with contextlib.suppress(psutil.Error):
-            return [self.pid, *(one.pid for one in processes.descendants(psutil.Process(self.pid)))]
-        return []
+        return [self.pid, *(one.pid for one in processes.started_by(self.pid, self.init_pid))]
 
     def note(self, sentence: str) -> None:
         """Tell its user, in its log."""
@@ -293,7 +296,7 @@ class Child:
         return await asyncio.to_thread(end) if self.running else 0
 
     async def usage(self) -> tuple[float, int, int]:
-        return await asyncio.to_thread(processes.usage, self.pid) if self.running else (0.0, 0, 0)
+        return await asyncio.to_thread(processes.usage, self.pid, self.init_pid) if self.running else (0.0, 0, 0)
 
     async def last_words(self) -> None:
         """Leave its journal a moment for what was published just before its end, unless nobody wants it."""
@@ -399,7 +402,7 @@ class Journaling:
 
 
 class MemoryWatch:
-    """Ends kernels that use more than they may; those that use CPU are looked at often, idle ones seldom."""
+    """Ends kernels that use more than they may; looked at often if they use CPU or have started something."""
 
     def __init__(self, children: dict[str, Child]) -> None:
         self._children = children
@@ -426,9 +429,12 @@ class MemoryWatch:
         used = times.user + times.system
         if self._seen.get(child.id) == used and not always:
             return
-        self._seen[child.id] = used
-        _, memory_bytes, _ = processes.usage(child.pid)
+        _, memory_bytes, count = processes.usage(child.pid, child.init_pid)
+        if count == 1:
+            self._seen[child.id] = used
+        else:
+            self._seen.pop(child.id, None)
         if memory_bytes > limit_bytes:
-            memory_bytes = await asyncio.to_thread(processes.shared_memory_bytes, child.pid)
+            memory_bytes = await asyncio.to_thread(processes.shared_memory_bytes, child.pid, child.init_pid)
         if memory_bytes > limit_bytes:
             await child.kill_for_memory(memory_bytes)
