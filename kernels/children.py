@@ -60,6 +60,7 @@ class Order:
     pids: int | None = None
     disk_bytes: int | None = None
     disk_paths: list[str] = field(default_factory=list)  # where its files are
+    state_paths: list[str] = field(default_factory=list)  # where it can write to when its variables are saved
 
 
 class Started:
@@ -98,7 +99,7 @@ class Child:
         self.waiting: asyncio.Task[Exit]
         self.walls = Walls()
         self.mark = f"{MARK}={order.kernel_id}"
-        self._folder = folder
+        self.folder = folder
         self._process: Started | Inherited | None = None
         self._group = group
         self._kin = kin or Kin()
@@ -127,7 +128,7 @@ class Child:
 
     async def launch(self, forked: Forked | None = None) -> None:
         """Give what was forked its name, or start it the ordinary way. Raises `StartFailed`."""
-        self._folder.mkdir(mode=0o700)
+        self.folder.mkdir(mode=0o700)
         with contextlib.ExitStack() as stack:
             try:
                 output = stack.enter_context(Log(Path(self.order.log)).opened())
@@ -151,7 +152,7 @@ class Child:
         fork = self.order.fork or {}
         identity = {
             "connection": self.connection,
-            "connection_file": str(self._folder / "kernel.json"),
+            "connection_file": str(self.folder / "kernel.json"),
             "env": self.order.env,
             "cwd": self.order.cwd,
             "overlay": fork.get("overlay"),
@@ -159,7 +160,7 @@ class Child:
         }
         behind = dict(self.order.confine.get("behind") or {})
         if behind.get("trees"):
-            behind["trees"] = {**behind["trees"], str(self._folder): "rw"}
+            behind["trees"] = {**behind["trees"], str(self.folder): "rw"}
         try:
             await forked.name(identity, output_fd, Behind(**behind))
         except ZygoteFailed as error:
@@ -171,7 +172,7 @@ class Child:
         groups = [str(folder) for folder in self._group.folders] if self._group is not None else []
         order = {
             "plan": {**confine["plan"], "cgroups": groups},
-            "trees": {**behind["trees"], str(self._folder): "rw"},
+            "trees": {**behind["trees"], str(self.folder): "rw"},
             "limits": behind["limits"],
             "hostname": behind["hostname"],
             "cwd": self.order.cwd,
@@ -182,7 +183,7 @@ class Child:
 
     def _command(self) -> list[str]:
         """With its connection file, which is written."""
-        file = self._folder / "kernel.json"
+        file = self.folder / "kernel.json"
         file.touch(mode=0o600)
         file.write_text(json.dumps(self.connection))
         return [part.replace("{connection_file}", str(file)) for part in self.order.argv]
@@ -268,15 +269,23 @@ class Child:
     def let_files_grow(self, grow: bool) -> None:
         """Whether what it runs, and what that starts from now on, may write to the end of files."""
         size = resource.RLIM_INFINITY if grow else 0
-        for pid in self._family():
+        for pid in self.family():
             with contextlib.suppress(OSError):
                 resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, size))
 
-    def _family(self) -> list[int]:
+    def family(self) -> list[int]:
+        """All that it has started, and itself."""
         with contextlib.suppress(OSError):
             if self._group is not None:
                 return self._group.pids()
         return [self.pid, *(one.pid for one in processes.started_by(self.pid, self.init_pid))]
+
+    async def shorten_log(self) -> None:
+        """It writes to its log by itself, and so past what may be there."""
+        log_file = Log(Path(self.order.log))
+        with contextlib.suppress(OSError):
+            if log_file.is_too_long():
+                await asyncio.to_thread(log_file.shorten)
 
     def note(self, sentence: str) -> None:
         """Tell its user, in its log."""
@@ -305,13 +314,13 @@ class Child:
                 await self.forgotten.wait()
 
     def clear(self) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def record(self, keeper_id: str, exit_: Exit | None = None) -> dict[str, Any]:
         """What is written down about it, for who comes later."""
         return {
             "mark": self.id,
-            "folder": str(self._folder),
+            "folder": str(self.folder),
             "keeper": keeper_id,
             "pid": self.pid if self._process is not None else None,
             "started_at": self.started_at,
