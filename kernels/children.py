@@ -267,11 +267,15 @@ class Child:
         return processes.usage(self.pid, self.init_pid)[0]
 
     def let_files_grow(self, grow: bool) -> None:
-        """Whether what it runs, and what that starts from now on, may write to the end of files."""
+        """Whether what it runs, and what that starts from now on, may write to the end of files.
+
+        Where we could not take it back, it is no more than a request: who ignores it fills the disk, and is ended.
+        """
         size = resource.RLIM_INFINITY if grow else 0
+        most = size if processes.may_raise_limits() else resource.RLIM_INFINITY
         for pid in self.family():
             with contextlib.suppress(OSError):
-                resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, size))
+                resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, most))
 
     def family(self) -> list[int]:
         """All that it has started, and itself."""

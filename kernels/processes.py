@@ -5,6 +5,7 @@ A process is told from a later one with the same number by its start time.
 
 import asyncio
 import contextlib
+import functools
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import psutil
 
 MARK = "SESSION_GATEWAY_KERNEL"  # in the environment of all that runs for a kernel or a setup
 
+_CAP_SYS_RESOURCE = 24
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
 
@@ -193,6 +195,16 @@ def oom_kills() -> int:
             if line.startswith("oom_kill "):
                 return int(line.split()[1])
     return 0
+
+
+@functools.cache
+def may_raise_limits() -> bool:
+    """Whether we may raise a hard limit of a process again: containers' root, and ordinary users, can't."""
+    with contextlib.suppress(OSError, ValueError), open("/proc/self/status") as status:
+        for line in status:
+            if line.startswith("CapEff:"):
+                return bool(int(line.split()[1], 16) >> _CAP_SYS_RESOURCE & 1)
+    return False
 
 
 def signal_name(number: int) -> str:

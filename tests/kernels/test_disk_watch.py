@@ -53,6 +53,21 @@ async def test_files_that_are_deleted_but_open_are_counted(tmp_path: Path) -> No
     assert "none can grow" in (tmp_path / "logs" / "log").read_text()
 
 
+async def test_as_soon_as_enough_is_deleted_it_may_write_again(tmp_path: Path) -> None:
+    code = (
+        "import os, time\nwhile True:\n    try:\n        open('x', 'ab', 0).write(bytes(1 << 20)); time.sleep(0.02)\n"
+        "    except OSError:\n        os.unlink('x')\n        break\n"
+        "while True:\n    try:\n        open('y', 'ab', 0).write(b'again')\n        break\n"
+        "    except OSError:\n        time.sleep(0.1)"
+    )
+
+    async with watched(tmp_path, code) as child, asyncio.timeout(30):
+        exit_ = await child.ended()
+
+    assert exit_.code == 0
+    assert (tmp_path / "files" / "y").read_bytes() == b"again"
+
+
 @pytest.mark.parametrize("where", ["../folder/sockets", "../state/big"])
 async def test_files_beside_its_own_are_counted(tmp_path: Path, where: str) -> None:
     """Where its variables pass through, those that are more than it may have in memory."""
