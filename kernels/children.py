@@ -60,6 +60,7 @@ class Order:
     pids: int | None = None
     disk_bytes: int | None = None
     disk_paths: list[str] = field(default_factory=list)  # where its files are
+    state_paths: list[str] = field(default_factory=list)  # where it can write to when its variables are saved
 
 
 class Started:
@@ -98,7 +99,7 @@ class Child:
         self.waiting: asyncio.Task[Exit]
         self.walls = Walls()
         self.mark = f"{MARK}={order.kernel_id}"
-        self._folder = folder
+        self.folder = folder
         self._process: Started | Inherited | None = None
         self._group = group
         self._kin = kin or Kin()
@@ -112,6 +113,11 @@ class Child:
         return self._process.pid
 
     @property
+    def init_pid(self) -> int | None:
+        """The first process of its pid namespace, where it has one: orphans in the session become its children."""
+        return self._process.init_pid if isinstance(self._process, Inherited) else None
+
+    @property
     def running(self) -> bool:
         return self._process is not None and not self.waiting.done()
 
@@ -122,7 +128,7 @@ class Child:
 
     async def launch(self, forked: Forked | None = None) -> None:
         """Give what was forked its name, or start it the ordinary way. Raises `StartFailed`."""
-        self._folder.mkdir(mode=0o700)
+        self.folder.mkdir(mode=0o700)
         with contextlib.ExitStack() as stack:
             try:
                 output = stack.enter_context(Log(Path(self.order.log)).opened())
@@ -146,7 +152,7 @@ class Child:
         fork = self.order.fork or {}
         identity = {
             "connection": self.connection,
-            "connection_file": str(self._folder / "kernel.json"),
+            "connection_file": str(self.folder / "kernel.json"),
             "env": self.order.env,
             "cwd": self.order.cwd,
             "overlay": fork.get("overlay"),
@@ -154,7 +160,7 @@ class Child:
         }
         behind = dict(self.order.confine.get("behind") or {})
         if behind.get("trees"):
-            behind["trees"] = {**behind["trees"], str(self._folder): "rw"}
+            behind["trees"] = {**behind["trees"], str(self.folder): "rw"}
         try:
             await forked.name(identity, output_fd, Behind(**behind))
         except ZygoteFailed as error:
@@ -166,7 +172,7 @@ class Child:
         groups = [str(folder) for folder in self._group.folders] if self._group is not None else []
         order = {
             "plan": {**confine["plan"], "cgroups": groups},
-            "trees": {**behind["trees"], str(self._folder): "rw"},
+            "trees": {**behind["trees"], str(self.folder): "rw"},
             "limits": behind["limits"],
             "hostname": behind["hostname"],
             "cwd": self.order.cwd,
@@ -177,7 +183,7 @@ class Child:
 
     def _command(self) -> list[str]:
         """With its connection file, which is written."""
-        file = self._folder / "kernel.json"
+        file = self.folder / "kernel.json"
         file.touch(mode=0o600)
         file.write_text(json.dumps(self.connection))
         return [part.replace("{connection_file}", str(file)) for part in self.order.argv]
@@ -258,22 +264,32 @@ class Child:
         with contextlib.suppress(OSError):
             if self._group is not None:
                 return self._group.cpu_seconds()
-        return processes.usage(self.pid)[0]
+        return processes.usage(self.pid, self.init_pid)[0]
 
     def let_files_grow(self, grow: bool) -> None:
-        """Whether what it runs, and what that starts from now on, may write to the end of files."""
-        size = resource.RLIM_INFINITY if grow else 0
-        for pid in self._family():
-            with contextlib.suppress(OSError):
-                resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, size))
+        """Whether what it runs, and what that starts from now on, may write to the end of files.
 
-    def _family(self) -> list[int]:
+        Where we could not take it back, it is no more than a request: who ignores it fills the disk, and is ended.
+        """
+        size = resource.RLIM_INFINITY if grow else 0
+        most = size if processes.may_raise_limits() else resource.RLIM_INFINITY
+        for pid in self.family():
+            with contextlib.suppress(OSError):
+                resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, most))
+
+    def family(self) -> list[int]:
+        """All that it has started, and itself."""
         with contextlib.suppress(OSError):
             if self._group is not None:
                 return self._group.pids()
-        with contextlib.suppress(psutil.Error):
-            return [self.pid, *(one.pid for one in processes.descendants(psutil.Process(self.pid)))]
-        return []
+        return [self.pid, *(one.pid for one in processes.started_by(self.pid, self.init_pid))]
+
+    async def shorten_log(self) -> None:
+        """It writes to its log by itself, and so past what may be there."""
+        log_file = Log(Path(self.order.log))
+        with contextlib.suppress(OSError):
+            if log_file.is_too_long():
+                await asyncio.to_thread(log_file.shorten)
 
     def note(self, sentence: str) -> None:
         """Tell its user, in its log."""
@@ -293,7 +309,7 @@ class Child:
         return await asyncio.to_thread(end) if self.running else 0
 
     async def usage(self) -> tuple[float, int, int]:
-        return await asyncio.to_thread(processes.usage, self.pid) if self.running else (0.0, 0, 0)
+        return await asyncio.to_thread(processes.usage, self.pid, self.init_pid) if self.running else (0.0, 0, 0)
 
     async def last_words(self) -> None:
         """Leave its journal a moment for what was published just before its end, unless nobody wants it."""
@@ -302,13 +318,13 @@ class Child:
                 await self.forgotten.wait()
 
     def clear(self) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def record(self, keeper_id: str, exit_: Exit | None = None) -> dict[str, Any]:
         """What is written down about it, for who comes later."""
         return {
             "mark": self.id,
-            "folder": str(self._folder),
+            "folder": str(self.folder),
             "keeper": keeper_id,
             "pid": self.pid if self._process is not None else None,
             "started_at": self.started_at,
@@ -399,7 +415,7 @@ class Journaling:
 
 
 class MemoryWatch:
-    """Ends kernels that use more than they may; those that use CPU are looked at often, idle ones seldom."""
+    """Ends kernels that use more than they may; looked at often if they use CPU or have started something."""
 
     def __init__(self, children: dict[str, Child]) -> None:
         self._children = children
@@ -426,9 +442,12 @@ class MemoryWatch:
         used = times.user + times.system
         if self._seen.get(child.id) == used and not always:
             return
-        self._seen[child.id] = used
-        _, memory_bytes, _ = processes.usage(child.pid)
+        _, memory_bytes, count = processes.usage(child.pid, child.init_pid)
+        if count == 1:
+            self._seen[child.id] = used
+        else:
+            self._seen.pop(child.id, None)
         if memory_bytes > limit_bytes:
-            memory_bytes = await asyncio.to_thread(processes.shared_memory_bytes, child.pid)
+            memory_bytes = await asyncio.to_thread(processes.shared_memory_bytes, child.pid, child.init_pid)
         if memory_bytes > limit_bytes:
             await child.kill_for_memory(memory_bytes)
