@@ -8,6 +8,7 @@ All walls up. Memory is that of the gateway, the keeper, what forks kernels, and
 
 import argparse
 import asyncio
+import json
 import os
 import statistics
 import tempfile
@@ -19,10 +20,12 @@ import psutil
 
 from tests.bench.bench_http import SETTLE_S, STARTERS, pss, tree_pss
 from tests.bench.bench_runs import Connections
-from tests.gateways import GatewayProcess, gateway_process, keepers_of, kernels_of
+from tests.gateways import GatewayProcess, below_keepers, gateway_process, keepers_of, kernels_of
 
+INIT_BYTES = 2**20  # the first process of a pid namespace takes less
 _ROWS = (
-    "created and run, s", "created a second", "PSS a session, MB", "of its kernel alone, MB", "page tables a session, MB",
+    "created and run, s", "created a second", "PSS a session, MB", "of its kernel alone, MB",
+    "page tables a session, MB",
     "machine's memory a session, MB", "gateway + keeper, MB", "each answers with its own, s", "deleted, s",
     "left: processes", "left: groups", "left: folders", "left: sockets' folders",
 )  # fmt: skip
@@ -32,6 +35,7 @@ async def measured(gateway: GatewayProcess, count: int) -> dict[str, float]:
     http, free = Connections(gateway.url), asyncio.Semaphore(STARTERS)
     available_before = psutil.virtual_memory().available
     keeper = keepers_of(gateway.data_dir)[0].pid
+    before = things(gateway, keeper)
 
     async def create(number: int) -> str:
         async with free:
@@ -63,7 +67,7 @@ async def measured(gateway: GatewayProcess, count: int) -> dict[str, float]:
         "created and run, s": created_s,
         "created a second": count / created_s,
         "PSS a session, MB": (tree_pss(gateway.pid) + tree_pss(keeper)) / count / 1e6,
-        "of its kernel alone, MB": statistics.median(map(pss, pids)) / 1e6,
+        "of its kernel alone, MB": statistics.median(one for one in map(pss, pids) if one > INIT_BYTES) / 1e6,
         "page tables a session, MB": sum(map(page_tables, pids)) / count / 1e6,
         "machine's memory a session, MB": (available_before - psutil.virtual_memory().available) / count / 1e6,
         "gateway + keeper, MB": servers / 1e6,
@@ -75,7 +79,8 @@ async def measured(gateway: GatewayProcess, count: int) -> dict[str, float]:
     await asyncio.gather(*map(delete, ids))
     found["deleted, s"] = time.perf_counter() - began
     await asyncio.sleep(SETTLE_S)
-    return found | left(gateway, keeper)
+    after = things(gateway, keeper)
+    return found | {f"left: {name}": number - before[name] for name, number in after.items()}
 
 
 def page_tables(pid: int) -> int:
@@ -86,24 +91,16 @@ def page_tables(pid: int) -> int:
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmPTE:"))
 
 
-def left(gateway: GatewayProcess, keeper: int) -> dict[str, float]:
-    """All that should be gone; what is kept ready for the next sessions is nobody's, and is not counted."""
+def things(gateway: GatewayProcess, keeper: int) -> dict[str, int]:
+    """All that comes with sessions and must go with them."""
     data_dir = gateway.data_dir
-    spares = len([one for one in psutil.Process(keeper).children() if one not in kernels_of(data_dir)])
-    groups = len(list(Path("/sys/fs/cgroup").glob(f"**/session-gateway/{keeper}-*/*/"))) if spares else 0
-    by_hierarchy = max(1, len(list(Path("/sys/fs/cgroup").glob(f"**/session-gateway/{keeper}-*/"))))
-    ready = 2  # kernels of the pool
-    runtime = next(folder for folder in Path(tempfile.gettempdir()).glob("sg-*") if _is_of(folder, keeper))
+    runtime = Path(json.loads(next((data_dir / "keepers").glob("*.json")).read_text())["runtime"])
     return {
-        "left: processes": len(kernels_of(data_dir)),
-        "left: groups": max(0, groups // by_hierarchy - ready),
-        "left: folders": sum(len(list((data_dir / name).iterdir())) for name in ("sessions", "journals", "kernels")),
-        "left: sockets' folders": len([path for path in runtime.iterdir() if path.is_dir() and path.name != "nobody"]),
+        "processes": len(below_keepers(data_dir)),
+        "groups": len(list(Path("/sys/fs/cgroup").glob(f"**/session-gateway/{keeper}-*/*/"))),
+        "folders": sum(len(list((data_dir / name).glob("*"))) for name in ("sessions", "journals", "kernels", "logs")),
+        "sockets' folders": len([path for path in runtime.iterdir() if path.is_dir()]),
     }
-
-
-def _is_of(folder: Path, keeper: int) -> bool:
-    return any(one.laddr == str(folder / "keeper") for one in psutil.Process(keeper).net_connections("unix"))
 
 
 async def main(counts: list[int]) -> None:
