@@ -14,8 +14,8 @@ import sys
 import tempfile
 from typing import Any
 
+from . import holes, pages
 from . import identity as identities
-from . import pages
 from .app import GatewayKernelApp
 from .checkpoint_settings import first_environ, remember_start
 from .warmup import rehearse, warm_up
@@ -51,6 +51,7 @@ def build(preloads: list[str]) -> GatewayKernelApp:
         app.added_to_environ.pop(name, None)
     gc.collect()
     gc.disable()
+    holes.fill()
     gc.freeze()
     app.pages = _learn_pages(app)
     return app

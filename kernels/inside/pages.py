@@ -11,10 +11,9 @@ import contextlib
 import ctypes
 import os
 import signal
-import struct
 import sys
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 Ranges = list[tuple[int, int]]  # address, length
@@ -42,12 +41,13 @@ def learn(serve: Callable[[Any, dict[str, Any]], None], app: Any, identity: dict
     told, tell = os.pipe()
     asked, ask = os.pipe()
     pids = []
+    found = array("Q")
     try:
-        pids.append(_forked(lambda: _live(serve, app, identity, asked, tell), ask, told))
-        os.close(tell)
-        pids.append(_forked(lambda: _first_cell(identity["connection"], ask), told))
-        with open(told, "rb", closefd=False) as answer:
-            found = array("Q", answer.read())
+        pids.append(_forked(lambda: _first_cell(identity["connection"], ask), told, tell))
+        pids.append(_forked(lambda: _live(serve, app, identity, asked, tell), told, ask))
+        os.close(tell)  # from now on: what we write to ourselves looks like something that the kernel wrote to
+        while part := os.read(told, _PAGE):
+            found.frombytes(part)
     except (OSError, ValueError):
         return []
     finally:
@@ -79,8 +79,8 @@ def _live(
     mappings = list(_private())
 
     def answer() -> None:
-        with open(tell, "wb") as file:
-            file.write(array("Q", _written(mappings)).tobytes())
+        for address in _written(mappings):
+            os.write(tell, address.to_bytes(8, sys.byteorder))
         os._exit(0)
 
     app.on_bound = lambda: asyncio.get_event_loop_policy().get_event_loop().add_reader(asked, answer)
@@ -101,6 +101,7 @@ def _first_cell(connection: dict[str, Any], ask: int) -> None:
         sockets[1].subscribe(b"")
         for socket, name in zip(sockets, ("shell", "iopub")):  # noqa: B905 - not before Python 3.10
             socket.linger = 0
+            socket.reconnect_ivl = 2  # ms: there is nobody yet
             socket.connect(f"ipc://{connection['ip']}-{connection[f'{name}_port']}")
         for kind, content in (("kernel_info_request", {}), ("execute_request", {"code": "1 + 1", "silent": False})):
             session.send(sockets[0], kind, content)
@@ -112,26 +113,24 @@ def _first_cell(connection: dict[str, Any], ask: int) -> None:
             signal.pause()
 
 
-def _private() -> Any:
+def _private() -> Iterator[tuple[int, int]]:
     """Where memory can be written to that a fork shares only until then: first and last address."""
     with open("/proc/self/maps") as lines:
         for line in lines:
             addresses, flags = line.split()[:2]
             if flags.startswith("rw") and flags.endswith("p"):
-                yield tuple(int(one, 16) for one in addresses.split("-"))
+                first, end = (int(one, 16) for one in addresses.split("-"))
+                yield first, end
 
 
-def _written(mappings: list[tuple[int, int]]) -> list[int]:
-    """The addresses of pages that nobody shares with us any more."""
-    found = []
-    with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
-        for first, end in mappings:
-            pagemap.seek(first // _PAGE * 8)
-            entries = pagemap.read((end - first) // _PAGE * 8)
-            for number, (entry,) in enumerate(struct.iter_unpack("Q", entries)):
-                if entry & _PRESENT and entry & _OURS_ALONE and not entry & _OF_FILE:
-                    found.append(first + number * _PAGE)
-    return found
+def _written(mappings: list[tuple[int, int]]) -> Iterator[int]:
+    """The addresses of pages that nobody shares with us any more; it takes next to no memory to tell."""
+    pagemap = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+    for first, end in mappings:
+        for address in range(first, end, _PAGE):
+            entry = int.from_bytes(os.pread(pagemap, 8, address // _PAGE * 8), sys.byteorder)
+            if entry & _PRESENT and entry & _OURS_ALONE and not entry & _OF_FILE:
+                yield address
 
 
 def _joined(addresses: array[int]) -> Ranges:
