@@ -51,7 +51,7 @@ class Confinement:
     def __init__(self, isolation: Isolation, readable: Iterable[Path] = ()) -> None:
         self._isolation = isolation
         self._readable = tuple(readable)
-        self._plans: dict[tuple[str, tuple[Path, ...]], tuple[float, dict[str, Any]]] = {}
+        self._plans: dict[tuple[str, str, tuple[Path, ...]], tuple[float, dict[str, Any]]] = {}
         self._kin = Kin()
         self.host = HostWalls((), range(0), None)
 
@@ -86,13 +86,14 @@ class Confinement:
 
     def plan(self, spec: Kernelspec, network: Literal["none", "host"], interpreters: Iterable[Path]) -> dict[str, Any]:
         """The same for all kernels of a kind; who starts one gives it one of its `uids` (a range) as `uid`."""
-        read_only = tuple(self._read(spec, interpreters))
-        made_at, plan = self._plans.get((network, read_only), (-_FRESH_S, {}))
+        key = (network, spec.resource_dir, tuple(interpreters))
+        made_at, plan = self._plans.get(key, (-_FRESH_S, {}))
         if time.monotonic() - made_at > _FRESH_S:  # what a host has in /etc changes
+            read_only = self._read(spec, key[2])
             plan = sandbox.plan(self.host, network=network, read_only=read_only, tmp_bytes=_TMP_BYTES, uid=None)
             if plan and self.host.own_uids:
                 plan["uids"] = [self.host.uids.start, self.host.uids.stop - _SETUPS]
-            self._plans[network, read_only] = time.monotonic(), plan
+            self._plans[key] = time.monotonic(), plan
         return plan
 
     @contextmanager

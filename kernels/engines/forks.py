@@ -23,6 +23,8 @@ class Forks:
     def __init__(self, size: int, preloads: tuple[str, ...]) -> None:
         self._size = size
         self._preloads = preloads
+        self._env = {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)}
+        self._env |= {"PATH": os.environ.get("PATH", os.defpath), "TMPDIR": tempfile.gettempdir()}
 
     def can(self, spec: Kernelspec, env: Mapping[str, str]) -> bool:
         """Whether a kernel of this kernelspec, with this environment, can be forked."""
@@ -32,16 +34,19 @@ class Forks:
 
     def order(self, spec: Kernelspec, interpreter: Interpreter, preloads: tuple[str, ...]) -> dict[str, Any]:
         """What the keeper needs to know of the process that forks it."""
-        python = shutil.which(spec.argv[0]) or sys.executable
-        env = {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)}
-        env |= {"PATH": os.environ.get("PATH", os.defpath), "TMPDIR": tempfile.gettempdir(), **spec.env}
+        python = found_program(spec.argv[0]) or sys.executable
         return {
             "argv": [python, *spec.argv[1 : spec.argv.index("ipykernel_launcher") - 1]],
-            "env": env,
+            "env": {**self._env, **spec.env},
             "preloads": list(dict.fromkeys((*self._preloads, *preloads))),
             "watched": [python, interpreter.executable, *interpreter.site_packages],
             "size": self._size,
         }
+
+
+def found_program(name: str) -> str | None:
+    """Like `shutil.which`, which takes its time also where there is nothing to look for."""
+    return name if os.path.isabs(name) and os.access(name, os.X_OK) else shutil.which(name)
 
 
 def _is_ipykernel(argv: tuple[str, ...]) -> bool:

@@ -9,7 +9,6 @@ import contextlib
 import json
 import logging
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -27,7 +26,7 @@ from kernels import processes
 from kernels.blobs import ObjectBlobs
 from kernels.engine import Exit, Kept, Kernelspec, Launch, Limits, SetupStep, Skipped, Snapshots
 from kernels.engines.confinement import Confined, Confinement, Isolation
-from kernels.engines.forks import Forks
+from kernels.engines.forks import Forks, found_program
 from kernels.engines.keepers import KEEPER_ENDED, Keepers, KeptProcess
 from kernels.engines.overlay import Interpreter, Overlay, copy_environment, copy_folder, probe
 from kernels.errors import KernelGone, KernelsError, NoSpace, StartFailed
@@ -92,6 +91,8 @@ class LocalEngine:
         self._keepers = Keepers(self._folders, keeper_version or version())
         self._journal_bytes = journal_bytes
         self._confinement = Confinement(isolation, readable)
+        self._passed_on = {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)}
+        self._passed_on["PATH"] = os.environ.get("PATH", os.defpath)
         self._forks = Forks(pool_size, preloads) if fork_server else None
         self._specs: dict[str, Kernelspec] = {}
         self._specs_seen: object = None
@@ -202,8 +203,8 @@ class LocalEngine:
         """Interpreters and programs, whose folders a kernel must be able to read."""
         if spec.language == "python":
             interpreter = await self._interpreter(spec)
-            return [Path(shutil.which(spec.argv[0]) or sys.executable), Path(interpreter.executable)]
-        program = shutil.which(spec.argv[0]) if spec.argv else None
+            return [Path(found_program(spec.argv[0]) or sys.executable), Path(interpreter.executable)]
+        program = found_program(spec.argv[0]) if spec.argv else None
         return [Path(program)] if program is not None else []
 
     async def prepare(
@@ -302,27 +303,31 @@ class LocalEngine:
     async def _prepare(self, launch: Launch) -> tuple[Path, dict[str, str]]:
         """The folder of a place and the environment of its processes, made where they are missing."""
         place = self._place(launch.place)
-        for name in ("workspace", "home"):
-            (place / name).mkdir(parents=True, exist_ok=True, mode=0o700)
-        env = {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)}
-        env["PATH"] = os.environ.get("PATH", os.defpath)
+        env = dict(self._passed_on)
         env.update(
             HOME=str(place / "home"),
             IPYTHONDIR=str(place / "home" / ".ipython"),
             TMPDIR=tempfile.gettempdir(),
         )
+        interpreter = overlay = None
         if launch.spec.language == "python":
             interpreter = await self._interpreter(launch.spec)
             overlay = Overlay(place / "overlay")
-            await asyncio.to_thread(overlay.prepare, interpreter)
             env.update(overlay.env())
-        self._exchanges.make(launch.place)
+        await asyncio.to_thread(self._make_place, launch.place, overlay, interpreter)
         if self._confinement.confines:
             env["TMPDIR"] = "/tmp"  # noqa: S108 - its own
         env.update(launch.spec.env)
         env.update(launch.env)
         env[MARK] = launch.kernel_id
         return place, env
+
+    def _make_place(self, place: str, overlay: Overlay | None, interpreter: Interpreter | None) -> None:
+        for name in ("workspace", "home"):
+            (self._place(place) / name).mkdir(parents=True, exist_ok=True, mode=0o700)
+        if overlay is not None and interpreter is not None:
+            overlay.prepare(interpreter)
+        self._exchanges.make(place)
 
     def _argv(self, launch: Launch) -> list[str]:
         argv = list(launch.spec.argv)
@@ -333,7 +338,7 @@ class LocalEngine:
         return argv
 
     async def _interpreter(self, spec: Kernelspec) -> Interpreter:
-        python = shutil.which(spec.argv[0]) or sys.executable
+        python = found_program(spec.argv[0]) or sys.executable
         if python not in self._interpreters:
             self._interpreters[python] = await asyncio.to_thread(probe, python)
         return self._interpreters[python]
@@ -368,9 +373,12 @@ class LocalEngine:
         await self.snapshots.remove(place)
         if (known := self._workspaces.pop(place, None)) is not None:
             await known[1].remove()
-        await asyncio.to_thread(self._exchanges.remove, place)
+        await asyncio.to_thread(self._remove, place)
+
+    def _remove(self, place: str) -> None:
+        self._exchanges.remove(place)
         for folder in (self._places, self._logs):
-            await asyncio.to_thread(_delete_tree, folder / place)
+            _delete_tree(folder / place)
 
     def _log(self, place: str, name: Literal["kernel", "setup"]) -> Log:
         return Log(self._logs / place / f"{name}.log")

@@ -177,20 +177,31 @@ def _read(folder: int, name: str) -> str | None:
 
 
 def _write(folder: int, name: str, text: str, mode: int = 0o644) -> None:
-    with _replaced(folder, name) as new:
+    with _placed(folder, name) as new:
         fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=folder)
         with open(fd, "w", encoding="utf-8") as file:
             file.write(text)
 
 
 def _link(folder: int, name: str, target: str) -> None:
-    with _replaced(folder, name) as new:
+    with _placed(folder, name) as new:
         os.symlink(target, new, dir_fd=folder)
 
 
 @contextmanager
-def _replaced(folder: int, name: str) -> Iterator[str]:
-    """A name for what takes the place of `name` when the block is left."""
+def _placed(folder: int, name: str) -> Iterator[str]:
+    """A name for what is to be made; what is called `name` already has its place taken when the block is left."""
+    if not _is_there(name, folder):
+        yield name
+        return
     new = f".{name}-{secrets.token_hex(8)}"
     yield new
     os.rename(new, name, src_dir_fd=folder, dst_dir_fd=folder)
+
+
+def _is_there(name: str, folder: int) -> bool:
+    try:
+        os.lstat(name, dir_fd=folder)
+    except FileNotFoundError:
+        return False
+    return True

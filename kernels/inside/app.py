@@ -41,6 +41,7 @@ class GatewayKernelApp(IPKernelApp):
     own_fds: set[int]  # which are not the session's
     abandoned_tasks: set[Any]  # and other things of the kernel that this one is a copy of: never closed or collected
     started_with: dict[str, str]  # the environment of the process in which it was built,
+    pages: list[tuple[int, int]]  # of memory, that all its forks write to
     added_to_environ: dict[str, str]  # and what the interpreter and its libraries put there themselves
 
     @default("session")

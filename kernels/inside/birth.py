@@ -14,6 +14,7 @@ import sys
 import tempfile
 from typing import Any
 
+from . import holes, pages
 from . import identity as identities
 from .app import GatewayKernelApp
 from .checkpoint_settings import first_environ, remember_start
@@ -50,8 +51,22 @@ def build(preloads: list[str]) -> GatewayKernelApp:
         app.added_to_environ.pop(name, None)
     gc.collect()
     gc.disable()
+    holes.fill()
     gc.freeze()
+    app.pages = _learn_pages(app)
     return app
+
+
+def _learn_pages(app: GatewayKernelApp) -> pages.Ranges:
+    with tempfile.TemporaryDirectory(prefix="session-gateway-") as place:
+        connection: dict[str, Any] = {
+            "transport": "ipc", "ip": f"{place}/k", "key": "nobody's", "signature_scheme": "hmac-sha256",
+            **{f"{name}_port": at for at, name in enumerate(("shell", "iopub", "stdin", "control", "hb"), start=1)},
+        }  # fmt: skip
+        overlay = {"root": place, "python": sys.executable, "site_packages": f"{place}/lib"}
+        env = {**app.started_with, "HOME": place, "IPYTHONDIR": f"{place}/.ipython"}
+        identity = {"connection": connection, "connection_file": f"{place}/kernel.json", "env": env, "cwd": place}
+        return pages.learn(serve, app, {**identity, "overlay": overlay})
 
 
 _LATER = ("pexpect", "IPython.utils._process_posix", "getpass")

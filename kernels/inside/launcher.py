@@ -40,6 +40,11 @@ def build(preloads: list[str]) -> Any:
     return _inside("birth").build(preloads)
 
 
+def make_ready(app: Any) -> None:
+    """In a fork, before it is known what it is to be: what would cost it time then."""
+    _inside("pages").own(app.pages)
+
+
 def serve(app: Any, identity: dict[str, Any]) -> None:
     """In a fork: be the kernel that `identity` describes. Returns when it is shut down; then the process should end.
 

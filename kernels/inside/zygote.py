@@ -77,6 +77,7 @@ def _send(control: socket.socket, told: dict[str, Any], fds: list[int]) -> None:
 def _become_kernel(launcher: Any, walls: Any, app: Any, channel: socket.socket, plan: dict[str, Any]) -> None:
     """Wait to be told who to be, and be it. Nobody's, if the keeper is gone."""
     _prctl(_PR_SET_NAME, b"kernel")
+    launcher.make_ready(app)
     order, fds = _receive(channel)
     if order is None:
         os._exit(0)
