@@ -5,6 +5,7 @@ What such a kernel publishes is journaled by a subscriber of our own; nothing he
 
 import asyncio
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -29,13 +30,15 @@ from kernels.inherited import Inherited, Kin, remove
 from kernels.journal import JournalWriter
 from kernels.logs import Log
 from kernels.processes import MARK
-from kernels.zygote import Behind, Forked, ZygoteFailed
+from kernels.zygote import Behind, Forked
 
 log = logging.getLogger(__name__)
 
 _CHANNELS = ("shell", "iopub", "stdin", "control", "hb")
 _LAST_WORDS_S = 0.05  # how long after its death a kernel's messages are still read
 _BATCH_S = 0.005
+_LOOK_S = 0.25
+_NOTE_TURNS = 8
 _BREATH_BYTES = 2**20
 _BREATH = 256  # messages that are journaled before others get their turn
 
@@ -104,6 +107,7 @@ class Child:
         self._group = group
         self._kin = kin or Kin()
         self._oom_kills = processes.oom_kills()
+        self._noted_oom_kills = (0, 0)  # in its group: before the last look, and after it
         self._out_of_memory = False
         self._kill_reason: str | None = None
 
@@ -127,7 +131,7 @@ class Child:
         return self._group is None and self.order.memory_bytes is not None
 
     async def launch(self, forked: Forked | None = None) -> None:
-        """Give what was forked its name, or start it the ordinary way. Raises `StartFailed`."""
+        """Give what was forked its name, or start it the ordinary way. Raises `StartFailed`, `ZygoteFailed`."""
         self.folder.mkdir(mode=0o700)
         with contextlib.ExitStack() as stack:
             try:
@@ -161,13 +165,13 @@ class Child:
         behind = dict(self.order.confine.get("behind") or {})
         if behind.get("trees"):
             behind["trees"] = {**behind["trees"], str(self.folder): "rw"}
-        try:
-            await forked.name(identity, output_fd, Behind(**behind))
-        except ZygoteFailed as error:
-            raise StartFailed(str(error)) from None
+        await forked.name(identity, output_fd, Behind(**behind))
         self._process = forked
 
     async def _confine(self, output_fd: int) -> None:
+        program = self.order.argv[0]
+        if shutil.which(program, path=self.order.env.get("PATH", os.defpath)) is None:
+            raise self._refused(FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), program))
         confine, behind = self.order.confine, self.order.confine["behind"]
         groups = [str(folder) for folder in self._group.folders] if self._group is not None else []
         order = {
@@ -198,12 +202,14 @@ class Child:
                 stderr=output_fd, start_new_session=True,
             )  # fmt: skip
         except (OSError, ValueError) as error:
-            name = self.connection["kernel_name"]
-            raise StartFailed(f"The kernel {name!r} does not start: {error}") from None
+            raise self._refused(error) from None
         self._process = Started(process)
         if self._group is not None:
             with contextlib.suppress(OSError):  # it may have ended
                 self._group.add(process.pid)
+
+    def _refused(self, error: Exception) -> StartFailed:
+        return StartFailed(f"The kernel {self.connection['kernel_name']!r} does not start: {error}")
 
     async def _wait(self) -> Exit:
         assert self._process is not None
@@ -234,9 +240,23 @@ class Child:
         return Exit(signal=-code, reason=f"The kernel was ended by signal {-code} ({processes.signal_name(-code)}).")
 
     def _oom_killed(self) -> bool:
+        """Just now: what was ended for memory long before was another process."""
         with contextlib.suppress(OSError):
-            return self._group is not None and self._group.oom_kills() > 0
+            return self._group is not None and self._group.oom_kills() > self._noted_oom_kills[0]
         return False
+
+    def note_oom_kills(self) -> None:
+        """Tell its user which processes the system has ended for memory since the last look; the kernel lives on."""
+        if self._group is None or isinstance(self._process, Inherited) and not self._process.running:
+            return
+        with contextlib.suppress(OSError):  # its group has gone meanwhile
+            before, now = self._noted_oom_kills[1], self._group.oom_kills()
+            self._noted_oom_kills = before, now
+            if now > before:
+                ended = "a process" if now - before == 1 else f"{now - before} processes"
+                limit = self.order.memory_bytes
+                rest = f"; its limit is {limit:,} bytes" if limit is not None else ""
+                self.note(f"Out of memory: the system ended {ended} of the session{rest}.")
 
     async def ended(self) -> Exit:
         return await asyncio.shield(self.waiting)
@@ -415,7 +435,10 @@ class Journaling:
 
 
 class MemoryWatch:
-    """Ends kernels that use more than they may; looked at often if they use CPU or have started something."""
+    """Ends kernels that use more than they may; looked at often if they use CPU or have started something.
+
+    Where the system sees to that, for kernels with a group of their own, what it has ended is told.
+    """
 
     def __init__(self, children: dict[str, Child]) -> None:
         self._children = children
@@ -424,9 +447,11 @@ class MemoryWatch:
     async def watch(self) -> None:
         turn = 0
         while True:
-            await asyncio.sleep(0.25)
+            await asyncio.sleep(_LOOK_S)
             turn += 1
             for child in list(self._children.values()):
+                if turn % _NOTE_TURNS == 0 and child.running:
+                    child.note_oom_kills()
                 if not child.watched or child.order.memory_bytes is None or not child.running:
                     continue
                 try:
