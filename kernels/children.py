@@ -247,7 +247,7 @@ class Child:
 
     def note_oom_kills(self) -> None:
         """Tell its user which processes the system has ended for memory since the last look; the kernel lives on."""
-        if self._group is None or isinstance(self._process, Inherited) and not self._process.running:
+        if self._group is None or (isinstance(self._process, Inherited) and not self._process.running):
             return
         with contextlib.suppress(OSError):  # its group has gone meanwhile
             before, now = self._noted_oom_kills[1], self._group.oom_kills()
