@@ -195,8 +195,7 @@ class LocalEngine:
         folders = [place / name for name in ("workspace", "home", "overlay")]
         trees = {str(path): "rw" for path in (*folders, self._exchanges.at(launch.place, "out")) if path.exists()}
         trees[str(self._exchanges.at(launch.place, "in"))] = "ro"
-        confined = self._confinement.of(launch, await self._read_to_run(launch.spec), trees)
-        return confined
+        return self._confinement.of(launch, await self._read_to_run(launch.spec), trees)
 
     async def _read_to_run(self, spec: Kernelspec) -> list[Path]:
         """Interpreters and programs, whose folders a kernel must be able to read."""

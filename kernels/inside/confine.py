@@ -1,8 +1,8 @@
 """Run a program behind the walls of a session: for kernels of other languages, and setups.
 
 `python -I -S confine.py ORDER ARGV…`, with ORDER as JSON: `plan`; `trees` ({path: "rw"|"ro"}); `limits`; `hostname`;
-`cwd`; `tell`, a descriptor. To that, it writes one line, {"pid", "init_pid", "walls"} or {"wall", "reason"}, and ends: the
-program is the subreaper's. Without it, it stays, passes signals on, and ends as the program does. 70: no walls.
+`cwd`; `tell`, a descriptor. To that, it writes one line, {"pid", "init_pid", "walls"} or {"wall", "reason"}, and ends:
+the program is the subreaper's. Without it, it stays, passes signals on, and ends as the program does. 70: no walls.
 """
 
 from __future__ import annotations

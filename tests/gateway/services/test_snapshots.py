@@ -14,7 +14,7 @@ import pytest
 from blake3 import blake3
 
 from tests.api import Api
-from tests.gateways import WHICH_PROCESS, GatewayProcess, gateway_process, kernel_pid, keepers_of, kernels_of
+from tests.gateways import WHICH_PROCESS, GatewayProcess, gateway_process, keepers_of, kernel_pid, kernels_of
 
 if sys.version_info >= (3, 14):
     from compression import zstd
