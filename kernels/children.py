@@ -229,21 +229,21 @@ class Child:
             return Exit(signal=signal.SIGKILL, out_of_memory=True, reason=self._kill_reason or "")
         if self._kill_reason is not None:
             return Exit(signal=signal.SIGKILL, reason=self._kill_reason)
-        if code == -signal.SIGKILL and self._group is not None and self._oom_killed():
-            limit = self.order.memory_bytes or 0
-            reason = f"Out of memory: the session used all of its {limit:,} bytes."
-            return Exit(signal=-code, out_of_memory=True, reason=reason)
+        if code == -signal.SIGKILL and self._oom_killed():
+            limit = self.order.memory_bytes
+            whole = self._group is not None and limit is not None
+            what = f"the session used all of its {limit:,} bytes" if whole else "the system killed the kernel"
+            return Exit(signal=-code, out_of_memory=True, reason=f"Out of memory: {what}.")
         if code >= 0:
             return Exit(code=code, reason=f"The kernel exited with code {code}.")
-        if -code == signal.SIGKILL and processes.oom_kills() > self._oom_kills:
-            return Exit(signal=-code, out_of_memory=True, reason="Out of memory: the system killed the kernel.")
         return Exit(signal=-code, reason=f"The kernel was ended by signal {-code} ({processes.signal_name(-code)}).")
 
     def _oom_killed(self) -> bool:
         """Just now: what was ended for memory long before was another process."""
         with contextlib.suppress(OSError):
-            return self._group is not None and self._group.oom_kills() > self._noted_oom_kills[0]
-        return False
+            if self._group is not None:
+                return self._group.oom_kills() > self._noted_oom_kills[0]
+        return processes.oom_kills() > self._oom_kills
 
     def note_oom_kills(self) -> None:
         """Tell its user which processes the system has ended for memory since the last look; the kernel lives on."""

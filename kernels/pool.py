@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from kernels.inherited import Kin, remove
-from kernels.zygote import Behind, Environment, Forked, Zygote, ZygoteFailed
+from kernels.zygote import Environment, Forked, Zygote, ZygoteFailed
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,6 @@ class Wanted:
     watched: tuple[str, ...]
     size: int  # how many to keep ready
     plan: Mapping[str, Any] = field(default_factory=dict)  # of its walls; with `uids` each becomes one of these users
-    behind: Behind = field(default_factory=Behind)
     installed: str = ""  # a folder of packages that come before those of the environment
 
     @classmethod
@@ -54,7 +53,6 @@ class Wanted:
             tuple(told["watched"]),
             int(told["size"]),
             told.get("plan") or {},
-            Behind(**(told.get("behind") or {})),
             str(overlay.get("site_packages", "")),
         )
 
@@ -178,7 +176,7 @@ class Pool:
             if self._pause_s == 0:
                 self._settled.clear()
             self.zygote = None
-            if self.wanted.behind.trees:  # which only it can open
+            if self.wanted.plan:  # what a session has behind its walls, only it can open
                 await asyncio.shield(self.empty())
             code = await asyncio.shield(zygote.end())
         log.info("Process %d, which forked kernels of %s, has ended with %d", zygote.pid, self.name, code)
