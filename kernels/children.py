@@ -63,6 +63,10 @@ class Order:
     state_paths: list[str] = field(default_factory=list)  # where it can write to when its variables are saved
 
 
+class NotNamed(StartFailed):
+    """What was forked can't be told who it is; another process can."""
+
+
 class Started:
     """A process that was started the ordinary way."""
 
@@ -164,7 +168,7 @@ class Child:
         try:
             await forked.name(identity, output_fd, Behind(**behind))
         except ZygoteFailed as error:
-            raise StartFailed(str(error)) from None
+            raise NotNamed(str(error)) from None
         self._process = forked
 
     async def _confine(self, output_fd: int) -> None:

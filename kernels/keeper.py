@@ -28,7 +28,7 @@ from uuid import uuid4
 import zmq
 
 from kernels import cgroups
-from kernels.children import Child, Journaling, MemoryWatch, Order, connection_at
+from kernels.children import Child, Journaling, MemoryWatch, NotNamed, Order, connection_at
 from kernels.disk_watch import DiskWatch
 from kernels.engine import Exit
 from kernels.errors import KernelGone, KernelsError, Refused, StartFailed
@@ -314,7 +314,14 @@ class Keeper:
             self._check_start(gateway)  # meanwhile it may have left
             if kernel_id in self._children:
                 raise StartFailed(f"The kernel {kernel_id!r} runs already.")
-            child = await self._launched(gateway, wanted, kernel_name, forked)
+            try:
+                child = await self._launched(gateway, wanted, kernel_name, forked)
+            except NotNamed as error:  # what forked it has just ended
+                log.warning("Kernel %s is started the ordinary way: %s", kernel_id, error)
+                former, forked = forked, None
+                if former is not None:
+                    await former.discard()
+                child = await self._launched(gateway, wanted, kernel_name, None)
         except BaseException:
             if forked is not None:
                 await forked.discard()
