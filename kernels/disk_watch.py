@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable, Mapping
 
 from kernels.children import Child
+from kernels.errors import FileConflict
 from kernels.paths import walk
 
 log = logging.getLogger(__name__)
@@ -73,7 +74,11 @@ class DiskWatch:
         began = time.monotonic()
         self._worked.discard(child.id)
         self._free[child.id] = _free_bytes(child.order.disk_paths)
-        used_bytes, count = await asyncio.to_thread(_measured, child, child.family())
+        try:
+            used_bytes, count = await asyncio.to_thread(_measured, child, child.family())
+        except FileConflict as error:  # else it could write there as much as it likes
+            await child.kill(f"Out of disk: {error}, so how much the session used can't be known.")
+            return
         now = time.monotonic()
         self._next[child.id] = now + _SHARE * (now - began)
         if used_bytes > _TOO_MUCH * limit_bytes or count > _MOST_FILES:

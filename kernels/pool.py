@@ -94,9 +94,11 @@ class Pool:
         if _hides(installed, self.modules):
             return None
         while self._ready:
-            if (forked := self._ready.popleft()).running:
-                forked.on_end = _nothing
+            forked = self._ready.popleft()
+            forked.on_end = _nothing
+            if forked.running and self._can_be_named(forked):
                 return forked
+            await forked.discard()
         for _ in range(2):  # one that dies is replaced at once, if it has lived for some time
             await self._settled.wait()
             if self.zygote is not None and self.zygote.over.is_set():
@@ -123,6 +125,10 @@ class Pool:
             raise
         forked.group = group
         return forked
+
+    def _can_be_named(self, forked: Forked) -> bool:
+        """Behind walls, what forked it has to open its folders for it."""
+        return forked.zygote_runs or "mount" not in self.wanted.plan.get("namespaces", ())
 
     def _changed(self) -> bool:
         return _seen(self.wanted.watched) != self._seen
@@ -176,7 +182,7 @@ class Pool:
             if self._pause_s == 0:
                 self._settled.clear()
             self.zygote = None
-            if self.wanted.plan:  # what a session has behind its walls, only it can open
+            if not all(map(self._can_be_named, self._ready)):
                 await asyncio.shield(self.empty())
             code = await asyncio.shield(zygote.end())
         log.info("Process %d, which forked kernels of %s, has ended with %d", zygote.pid, self.name, code)

@@ -82,6 +82,10 @@ class Forked(Inherited):
         self._channel = channel
         self._bound = asyncio.Event()
 
+    @property
+    def zygote_runs(self) -> bool:
+        return not self._zygote.over.is_set()
+
     async def name(self, identity: Mapping[str, Any], output_fd: int, behind: Behind) -> None:
         """Tell it who it is. Raises `ZygoteFailed`; then it has ended, or is the caller's to end."""
         trees = await self._zygote.open_trees(behind.trees, self._user_ns) if behind.trees else {}

@@ -68,6 +68,18 @@ async def test_as_soon_as_enough_is_deleted_it_may_write_again(tmp_path: Path) -
     assert (tmp_path / "files" / "y").read_bytes() == b"again"
 
 
+async def test_nothing_is_hidden_in_folders_too_deep_to_look_at(tmp_path: Path) -> None:
+    code = (
+        "import os, time\nfor _ in range(2100):\n    os.mkdir('d')\n    os.chdir('d')\n"
+        "while True:\n    open('x', 'ab', 0).write(bytes(1 << 20)); time.sleep(0.02)"
+    )
+
+    async with watched(tmp_path, code) as child, asyncio.timeout(30):
+        exit_ = await child.ended()
+
+    assert "nested more than" in exit_.reason
+
+
 @pytest.mark.parametrize("where", ["../folder/sockets", "../state/big"])
 async def test_files_beside_its_own_are_counted(tmp_path: Path, where: str) -> None:
     """Where its variables pass through, those that are more than it may have in memory."""

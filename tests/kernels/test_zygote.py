@@ -269,6 +269,18 @@ async def test_kernels_live_on_when_what_forked_them_is_killed_and_it_is_replace
         assert await sessions.lifetime(IS_FORKED, "third") == "True"
 
 
+async def test_no_kernel_fails_that_was_ready_when_what_forked_it_was_killed(
+    sessions: Sessions, data_dir: Path
+) -> None:
+    await sessions.lifetime("1")
+    await until(lambda: len(ready_of(data_dir)) == 2)
+
+    (await one_zygote(data_dir)).kill()
+    answers = [await sessions.lifetime("print(6 * 7)", f"{number}") for number in range(4)]
+
+    assert answers == ["42"] * 4
+
+
 @pytest.mark.slow
 async def test_no_kernel_fails_because_what_forks_them_is_killed_at_odd_moments(
     sessions: Sessions, data_dir: Path
