@@ -132,6 +132,9 @@ class Settings(BaseSettings):
     start_concurrency: Annotated[int, Field(ge=1)] = max(2, os.cpu_count() or 2)
     disk_limit_bytes: Annotated[int, Field(ge=1)] = 10 * 1024 * MEBI
     memory_limit_bytes: Annotated[int, Field(ge=64 * MEBI)] = Field(default_factory=_half_of_memory)
+    pids_limit: Annotated[int, Field(ge=16, le=1_000_000)] = Field(
+        default=1024, description="processes and threads of a session that does not say how many it needs"
+    )
 
     @field_validator("data_dir")
     @classmethod

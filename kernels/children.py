@@ -5,6 +5,7 @@ What such a kernel publishes is journaled by a subscriber of our own; nothing he
 
 import asyncio
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -29,13 +30,15 @@ from kernels.inherited import Inherited, Kin, remove
 from kernels.journal import JournalWriter
 from kernels.logs import Log
 from kernels.processes import MARK
-from kernels.zygote import Behind, Forked, ZygoteFailed
+from kernels.zygote import Behind, Forked
 
 log = logging.getLogger(__name__)
 
 _CHANNELS = ("shell", "iopub", "stdin", "control", "hb")
 _LAST_WORDS_S = 0.05  # how long after its death a kernel's messages are still read
 _BATCH_S = 0.005
+_LOOK_S = 0.25
+_NOTE_TURNS = 8
 _BREATH_BYTES = 2**20
 _BREATH = 256  # messages that are journaled before others get their turn
 
@@ -60,6 +63,7 @@ class Order:
     pids: int | None = None
     disk_bytes: int | None = None
     disk_paths: list[str] = field(default_factory=list)  # where its files are
+    state_paths: list[str] = field(default_factory=list)  # where it can write to when its variables are saved
 
 
 class Started:
@@ -98,11 +102,12 @@ class Child:
         self.waiting: asyncio.Task[Exit]
         self.walls = Walls()
         self.mark = f"{MARK}={order.kernel_id}"
-        self._folder = folder
+        self.folder = folder
         self._process: Started | Inherited | None = None
         self._group = group
         self._kin = kin or Kin()
         self._oom_kills = processes.oom_kills()
+        self._noted_oom_kills = (0, 0)  # in its group: before the last look, and after it
         self._out_of_memory = False
         self._kill_reason: str | None = None
 
@@ -110,6 +115,11 @@ class Child:
     def pid(self) -> int:
         assert self._process is not None
         return self._process.pid
+
+    @property
+    def init_pid(self) -> int | None:
+        """The first process of its pid namespace, where it has one: orphans in the session become its children."""
+        return self._process.init_pid if isinstance(self._process, Inherited) else None
 
     @property
     def running(self) -> bool:
@@ -121,8 +131,8 @@ class Child:
         return self._group is None and self.order.memory_bytes is not None
 
     async def launch(self, forked: Forked | None = None) -> None:
-        """Give what was forked its name, or start it the ordinary way. Raises `StartFailed`."""
-        self._folder.mkdir(mode=0o700)
+        """Give what was forked its name, or start it the ordinary way. Raises `StartFailed`, `ZygoteFailed`."""
+        self.folder.mkdir(mode=0o700)
         with contextlib.ExitStack() as stack:
             try:
                 output = stack.enter_context(Log(Path(self.order.log)).opened())
@@ -146,7 +156,7 @@ class Child:
         fork = self.order.fork or {}
         identity = {
             "connection": self.connection,
-            "connection_file": str(self._folder / "kernel.json"),
+            "connection_file": str(self.folder / "kernel.json"),
             "env": self.order.env,
             "cwd": self.order.cwd,
             "overlay": fork.get("overlay"),
@@ -154,19 +164,19 @@ class Child:
         }
         behind = dict(self.order.confine.get("behind") or {})
         if behind.get("trees"):
-            behind["trees"] = {**behind["trees"], str(self._folder): "rw"}
-        try:
-            await forked.name(identity, output_fd, Behind(**behind))
-        except ZygoteFailed as error:
-            raise StartFailed(str(error)) from None
+            behind["trees"] = {**behind["trees"], str(self.folder): "rw"}
+        await forked.name(identity, output_fd, Behind(**behind))
         self._process = forked
 
     async def _confine(self, output_fd: int) -> None:
+        program = self.order.argv[0]
+        if shutil.which(program, path=self.order.env.get("PATH", os.defpath)) is None:
+            raise self._refused(FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), program))
         confine, behind = self.order.confine, self.order.confine["behind"]
         groups = [str(folder) for folder in self._group.folders] if self._group is not None else []
         order = {
             "plan": {**confine["plan"], "cgroups": groups},
-            "trees": {**behind["trees"], str(self._folder): "rw"},
+            "trees": {**behind["trees"], str(self.folder): "rw"},
             "limits": behind["limits"],
             "hostname": behind["hostname"],
             "cwd": self.order.cwd,
@@ -177,7 +187,7 @@ class Child:
 
     def _command(self) -> list[str]:
         """With its connection file, which is written."""
-        file = self._folder / "kernel.json"
+        file = self.folder / "kernel.json"
         file.touch(mode=0o600)
         file.write_text(json.dumps(self.connection))
         return [part.replace("{connection_file}", str(file)) for part in self.order.argv]
@@ -192,12 +202,14 @@ class Child:
                 stderr=output_fd, start_new_session=True,
             )  # fmt: skip
         except (OSError, ValueError) as error:
-            name = self.connection["kernel_name"]
-            raise StartFailed(f"The kernel {name!r} does not start: {error}") from None
+            raise self._refused(error) from None
         self._process = Started(process)
         if self._group is not None:
             with contextlib.suppress(OSError):  # it may have ended
                 self._group.add(process.pid)
+
+    def _refused(self, error: Exception) -> StartFailed:
+        return StartFailed(f"The kernel {self.connection['kernel_name']!r} does not start: {error}")
 
     async def _wait(self) -> Exit:
         assert self._process is not None
@@ -228,9 +240,23 @@ class Child:
         return Exit(signal=-code, reason=f"The kernel was ended by signal {-code} ({processes.signal_name(-code)}).")
 
     def _oom_killed(self) -> bool:
+        """Just now: what was ended for memory long before was another process."""
         with contextlib.suppress(OSError):
-            return self._group is not None and self._group.oom_kills() > 0
+            return self._group is not None and self._group.oom_kills() > self._noted_oom_kills[0]
         return False
+
+    def note_oom_kills(self) -> None:
+        """Tell its user which processes the system has ended for memory since the last look; the kernel lives on."""
+        if self._group is None or (isinstance(self._process, Inherited) and not self._process.running):
+            return
+        with contextlib.suppress(OSError):  # its group has gone meanwhile
+            before, now = self._noted_oom_kills[1], self._group.oom_kills()
+            self._noted_oom_kills = before, now
+            if now > before:
+                ended = "a process" if now - before == 1 else f"{now - before} processes"
+                limit = self.order.memory_bytes
+                rest = f"; its limit is {limit:,} bytes" if limit is not None else ""
+                self.note(f"Out of memory: the system ended {ended} of the session{rest}.")
 
     async def ended(self) -> Exit:
         return await asyncio.shield(self.waiting)
@@ -258,22 +284,32 @@ class Child:
         with contextlib.suppress(OSError):
             if self._group is not None:
                 return self._group.cpu_seconds()
-        return processes.usage(self.pid)[0]
+        return processes.usage(self.pid, self.init_pid)[0]
 
     def let_files_grow(self, grow: bool) -> None:
-        """Whether what it runs, and what that starts from now on, may write to the end of files."""
-        size = resource.RLIM_INFINITY if grow else 0
-        for pid in self._family():
-            with contextlib.suppress(OSError):
-                resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, size))
+        """Whether what it runs, and what that starts from now on, may write to the end of files.
 
-    def _family(self) -> list[int]:
+        Where we could not take it back, it is no more than a request: who ignores it fills the disk, and is ended.
+        """
+        size = resource.RLIM_INFINITY if grow else 0
+        most = size if processes.may_raise_limits() else resource.RLIM_INFINITY
+        for pid in self.family():
+            with contextlib.suppress(OSError):
+                resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, most))
+
+    def family(self) -> list[int]:
+        """All that it has started, and itself."""
         with contextlib.suppress(OSError):
             if self._group is not None:
                 return self._group.pids()
-        with contextlib.suppress(psutil.Error):
-            return [self.pid, *(one.pid for one in processes.descendants(psutil.Process(self.pid)))]
-        return []
+        return [self.pid, *(one.pid for one in processes.started_by(self.pid, self.init_pid))]
+
+    async def shorten_log(self) -> None:
+        """It writes to its log by itself, and so past what may be there."""
+        log_file = Log(Path(self.order.log))
+        with contextlib.suppress(OSError):
+            if log_file.is_too_long():
+                await asyncio.to_thread(log_file.shorten)
 
     def note(self, sentence: str) -> None:
         """Tell its user, in its log."""
@@ -293,7 +329,7 @@ class Child:
         return await asyncio.to_thread(end) if self.running else 0
 
     async def usage(self) -> tuple[float, int, int]:
-        return await asyncio.to_thread(processes.usage, self.pid) if self.running else (0.0, 0, 0)
+        return await asyncio.to_thread(processes.usage, self.pid, self.init_pid) if self.running else (0.0, 0, 0)
 
     async def last_words(self) -> None:
         """Leave its journal a moment for what was published just before its end, unless nobody wants it."""
@@ -302,13 +338,13 @@ class Child:
                 await self.forgotten.wait()
 
     def clear(self) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def record(self, keeper_id: str, exit_: Exit | None = None) -> dict[str, Any]:
         """What is written down about it, for who comes later."""
         return {
             "mark": self.id,
-            "folder": str(self._folder),
+            "folder": str(self.folder),
             "keeper": keeper_id,
             "pid": self.pid if self._process is not None else None,
             "started_at": self.started_at,
@@ -399,7 +435,10 @@ class Journaling:
 
 
 class MemoryWatch:
-    """Ends kernels that use more than they may; those that use CPU are looked at often, idle ones seldom."""
+    """Ends kernels that use more than they may; looked at often if they use CPU or have started something.
+
+    Where the system sees to that, for kernels with a group of their own, what it has ended is told.
+    """
 
     def __init__(self, children: dict[str, Child]) -> None:
         self._children = children
@@ -408,9 +447,11 @@ class MemoryWatch:
     async def watch(self) -> None:
         turn = 0
         while True:
-            await asyncio.sleep(0.25)
+            await asyncio.sleep(_LOOK_S)
             turn += 1
             for child in list(self._children.values()):
+                if turn % _NOTE_TURNS == 0 and child.running:
+                    child.note_oom_kills()
                 if not child.watched or child.order.memory_bytes is None or not child.running:
                     continue
                 try:
@@ -426,9 +467,12 @@ class MemoryWatch:
         used = times.user + times.system
         if self._seen.get(child.id) == used and not always:
             return
-        self._seen[child.id] = used
-        _, memory_bytes, _ = processes.usage(child.pid)
+        _, memory_bytes, count = processes.usage(child.pid, child.init_pid)
+        if count == 1:
+            self._seen[child.id] = used
+        else:
+            self._seen.pop(child.id, None)
         if memory_bytes > limit_bytes:
-            memory_bytes = await asyncio.to_thread(processes.shared_memory_bytes, child.pid)
+            memory_bytes = await asyncio.to_thread(processes.shared_memory_bytes, child.pid, child.init_pid)
         if memory_bytes > limit_bytes:
             await child.kill_for_memory(memory_bytes)

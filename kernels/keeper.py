@@ -37,7 +37,7 @@ from kernels.journal import JournalWriter
 from kernels.logs import Log
 from kernels.orphans import Orphans
 from kernels.pool import Pools, Wanted
-from kernels.zygote import Forked, be_subreaper
+from kernels.zygote import Forked, ZygoteFailed, be_subreaper
 
 log = logging.getLogger(__name__)
 
@@ -311,14 +311,12 @@ class Keeper:
         kernel_id = _plain(wanted.kernel_id)
         forked = await self._forked(wanted) if kernel_id not in self._children else None
         try:
-            self._check_start(gateway)  # meanwhile it may have left
-            if kernel_id in self._children:
-                raise StartFailed(f"The kernel {kernel_id!r} runs already.")
-            child = await self._launched(gateway, wanted, kernel_name, forked)
-        except BaseException:
-            if forked is not None:
-                await forked.discard()
-            raise
+            child = await self._started(gateway, wanted, kernel_name, forked)
+        except ZygoteFailed as error:
+            log.warning(
+                "Kernel %s is started the ordinary way, what would have forked it has failed: %s", kernel_id, error
+            )
+            child = await self._started(gateway, wanted, kernel_name, None)
         self._tasks.create_task(self._keep(child))
         self._write_down(child)
         if self._over.is_set() or gateway.left:  # meanwhile
@@ -329,8 +327,20 @@ class Keeper:
         if self._retiring or self._over.is_set() or gateway.left:
             raise StartFailed("The keeper of this machine ends, and starts nothing more.")
 
+    async def _started(self, gateway: Gateway, order: Order, kernel_name: str, forked: Forked | None) -> Child:
+        """Raises `StartFailed`, `ZygoteFailed`; then nothing of it stays."""
+        try:
+            self._check_start(gateway)  # meanwhile it may have left
+            if order.kernel_id in self._children:
+                raise StartFailed(f"The kernel {order.kernel_id!r} runs already.")
+            return await self._launched(gateway, order, kernel_name, forked)
+        except BaseException:
+            if forked is not None:
+                await forked.discard()
+            raise
+
     async def _launched(self, gateway: Gateway, order: Order, kernel_name: str, forked: Forked | None) -> Child:
-        """Raises `StartFailed`; then nothing of it stays, and what was forked is still the caller's."""
+        """Raises `StartFailed`, `ZygoteFailed`; then nothing of it stays, and what was forked is still the caller's."""
         kernel_id = order.kernel_id
         folder = self._runtime / kernel_id.replace("-", "")[:12]
         connection = connection_at(folder, kernel_name)

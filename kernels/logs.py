@@ -37,14 +37,23 @@ class Log:
                 os.write(output.fileno(), end)
             yield output
 
+    def is_too_long(self) -> bool:
+        return self.path.stat(follow_symlinks=False).st_size > LIMIT_BYTES
+
+    def shorten(self) -> None:
+        """To its end, if it is too long."""
+        with self.opened():
+            pass
+
     def tail(self, limit_bytes: int, start: int = 0) -> str:
-        """Its end, of what lies after `start`."""
+        """Its end, of what lies after `start`; all of its end if it was shortened since."""
         try:
             fd = self._open(os.O_RDONLY)
         except FileNotFoundError:
             return ""
         with open(fd, "rb") as text:
-            text.seek(max(start, os.fstat(fd).st_size - limit_bytes))
+            size = os.fstat(fd).st_size
+            text.seek(max(start if start <= size else 0, size - limit_bytes))
             return text.read(limit_bytes).decode(errors="replace")
 
     def _open(self, flags: int) -> int:

@@ -5,6 +5,7 @@ A process is told from a later one with the same number by its start time.
 
 import asyncio
 import contextlib
+import functools
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import psutil
 
 MARK = "SESSION_GATEWAY_KERNEL"  # in the environment of all that runs for a kernel or a setup
 
+_CAP_SYS_RESOURCE = 24
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
 
@@ -127,12 +129,12 @@ def _runs(process: psutil.Process) -> bool:
     return False
 
 
-def usage(pid: int) -> tuple[float, int, int]:
-    """CPU seconds, memory in bytes (resident) and number of a process and its descendants."""
+def usage(pid: int, init_pid: int | None = None) -> tuple[float, int, int]:
+    """CPU seconds, memory in bytes (resident) and number of a process, its descendants and those of its init."""
     cpu_seconds, memory_bytes, count = 0.0, 0, 0
     with contextlib.suppress(psutil.Error):
         root = psutil.Process(pid)
-        for process in (root, *descendants(root)):
+        for process in (root, *started_by(pid, init_pid)):
             with contextlib.suppress(psutil.Error):
                 times = process.cpu_times()
                 cpu_seconds += times.user + times.system
@@ -143,15 +145,24 @@ def usage(pid: int) -> tuple[float, int, int]:
     return cpu_seconds, memory_bytes, count
 
 
-def shared_memory_bytes(pid: int) -> int:
-    """Memory of a process and its descendants, each page that they share counted once; slower than `usage`."""
+def shared_memory_bytes(pid: int, init_pid: int | None = None) -> int:
+    """Memory of the same processes, each page that they share counted once; slower than `usage`."""
     total = 0
     with contextlib.suppress(psutil.Error):
-        root = psutil.Process(pid)
-        for process in (root, *descendants(root)):
+        for process in (psutil.Process(pid), *started_by(pid, init_pid)):
             with contextlib.suppress(psutil.Error):
                 total += process.memory_full_info().pss
     return total
+
+
+def started_by(pid: int, init_pid: int | None) -> list[psutil.Process]:
+    """The descendants of a process, and those that its init, the first process of its namespace, took in."""
+    found: list[psutil.Process] = []
+    for one in (pid, init_pid):
+        if one is not None:
+            with contextlib.suppress(psutil.Error):
+                found += descendants(psutil.Process(one))
+    return found
 
 
 def descendants(root: psutil.Process) -> list[psutil.Process]:
@@ -184,6 +195,16 @@ def oom_kills() -> int:
             if line.startswith("oom_kill "):
                 return int(line.split()[1])
     return 0
+
+
+@functools.cache
+def may_raise_limits() -> bool:
+    """Whether we may raise a hard limit of a process again: containers' root, and ordinary users, can't."""
+    with contextlib.suppress(OSError, ValueError), open("/proc/self/status") as status:
+        for line in status:
+            if line.startswith("CapEff:"):
+                return bool(int(line.split()[1], 16) >> _CAP_SYS_RESOURCE & 1)
+    return False
 
 
 def signal_name(number: int) -> str:

@@ -91,7 +91,7 @@ class LocalSnapshots:
 
     @asynccontextmanager
     async def state_folder(self, place: str) -> AsyncIterator[str]:
-        with ExitStack() as stack:
+        async with _left_in_thread() as stack:
             path, fd = await in_thread(stack.enter_context, self._exchanges.lent(place, "out"))
             self._lent[str(path)] = fd
             try:
@@ -139,7 +139,7 @@ class LocalSnapshots:
 
     @asynccontextmanager
     async def state(self, place: str, snapshot_id: str) -> AsyncIterator[str | None]:
-        with ExitStack() as stack:
+        async with _left_in_thread() as stack:
             folder, _ = await in_thread(stack.enter_context, self._exchanges.lent(place, "in"))
             pinned = await in_thread(stack.enter_context, self._pinned(place, snapshot_id, files=False, into=folder))
             yield await in_thread(self._lay_out, *pinned)
@@ -528,6 +528,16 @@ def _named(manifest: Manifest, key: Key) -> str:
         if key[1] and any(chunk.digest == key[0] for chunk in file.chunks):
             return f"state/{name}"
     return "something"
+
+
+@asynccontextmanager
+async def _left_in_thread() -> AsyncIterator[ExitStack]:
+    """Also what is undone at its end may take long: a kernel can fill a folder that was lent to it."""
+    stack = ExitStack()
+    try:
+        yield stack
+    finally:
+        await in_thread(stack.close)
 
 
 @contextmanager

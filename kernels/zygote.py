@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -244,6 +245,8 @@ class Zygote:
         if answer.done():  # whoever asked has left
             for fd in fds:
                 os.close(fd)
+            if message.get("init_pid"):  # which would wait for ever for somebody to end it; it is our child
+                os.kill(message["init_pid"], signal.SIGKILL)
         elif "error" in message:
             answer.set_exception(ZygoteFailed(message["error"]))
         else:

@@ -16,8 +16,15 @@ from typing import Any
 import psutil
 
 from kernels.processes import MARK
+from tests.api import Api
 
 READY_S = 60
+
+# What a session evaluates to tell its process from any other; behind walls, the number alone is that of many.
+WHICH_PROCESS = (
+    "(lambda os, stat: (os.getpid(), os.readlink('/proc/self/ns/pid'), stat.rpartition(')')[2].split()[19]))"
+    "(__import__('os'), open('/proc/self/stat').read())"
+)
 
 
 def keepers_of(data_dir: Path) -> list[psutil.Process]:
@@ -30,13 +37,26 @@ def keepers_of(data_dir: Path) -> list[psutil.Process]:
 
 
 def kernels_of(data_dir: Path) -> list[psutil.Process]:
-    """What runs below the keepers of a data folder for a session."""
-    return [one for one in below_keepers(data_dir) if not _is_nobodys(one)]
+    """What runs below the keepers of a data folder for a session, but for the first process behind its walls."""
+    return [one for one in below_keepers(data_dir) if not _is_nobodys(one) and not _is_init(one)]
+
+
+async def kernel_pid(gateway: "GatewayProcess", api: Api, session_id: str) -> int:
+    """The number of a session's kernel on this machine; behind its walls it has another one."""
+    kernel_id = (await api.get(f"/api/sessions/{session_id}"))["jupyter"]["kernel_id"]
+    record = json.loads((gateway.data_dir / "kernels" / f"{kernel_id}.json").read_text())
+    pid: int = record["pid"]
+    return pid
 
 
 def spares_of(data_dir: Path) -> list[psutil.Process]:
     """What runs below the keepers of a data folder for no session: what forks kernels, and what it has forked ahead."""
     return [one for one in below_keepers(data_dir) if _is_nobodys(one)]
+
+
+def inits_of(data_dir: Path) -> list[psutil.Process]:
+    """The first processes behind walls, of sessions and of what was forked ahead."""
+    return [one for one in below_keepers(data_dir) if _is_init(one)]
 
 
 def below_keepers(data_dir: Path) -> list[psutil.Process]:
@@ -51,6 +71,12 @@ def _is_nobodys(process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.Error):
         return set(process.environ().get(MARK, "")) == {"-"} or process.status() == psutil.STATUS_ZOMBIE
     return True
+
+
+def _is_init(process: psutil.Process) -> bool:
+    with contextlib.suppress(OSError):
+        return "memfd:init" in os.readlink(f"/proc/{process.pid}/exe")
+    return False
 
 
 class GatewayProcess:

@@ -678,7 +678,7 @@ def launch_of(session: Session, tools: Tools) -> Launch:
         limits=Limits(
             memory_bytes=size_bytes(limits.memory) if limits.memory else settings.memory_limit_bytes,
             cpu=limits.cpu,
-            pids=limits.pids,
+            pids=limits.pids or settings.pids_limit,
             disk_bytes=size_bytes(limits.disk) if limits.disk else settings.disk_limit_bytes,
         ),
         network=session.network or settings.default_network,

@@ -4,6 +4,9 @@ Which walls the host can give is found once, by trying.
 """
 
 import asyncio
+import os
+import re
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -72,7 +75,7 @@ class Confinement:
         if self._isolation == "none":
             return Confined(limits=limits, missing=dict.fromkeys((*sandbox.NAMESPACES, *sandbox.FURTHER), _TURNED_OFF))
         plan = self.plan(launch.spec, launch.network, interpreters)
-        if self.host.own_uids and self.host.cgroups is None:
+        if self.host.cgroups is None and (self.host.own_uids or _counts_processes_by_namespace()):
             limits["processes"] = launch.limits.pids
         missing = {wall.name: wall.reason for wall in self.host.missing}
         if launch.network == "host":
@@ -120,3 +123,9 @@ class Confinement:
         paths = [sandbox.INSIDE, *self._readable]
         paths += [path for python in interpreters for path in sandbox.interpreter_paths(python)]
         return [*paths, *([Path(spec.resource_dir)] if spec.resource_dir else [])]
+
+
+def _counts_processes_by_namespace() -> bool:
+    """Whether a limit on a user's processes counts those of its user namespace alone: otherwise all of that user's."""
+    release = tuple(map(int, re.findall(r"\d+", os.uname().release)[:2]))
+    return sys.platform == "linux" and release >= (5, 14)

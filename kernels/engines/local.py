@@ -156,6 +156,7 @@ class LocalEngine:
             "pids": launch.limits.pids,
             "disk_bytes": launch.limits.disk_bytes,
             "disk_paths": [str(place / name) for name in ("workspace", "home", "overlay")],
+            "state_paths": [str(self._exchanges.at(launch.place, "out"))],
             "journal_bytes": self._journal_bytes,
             "about": {"place": launch.place, "spec": asdict(launch.spec), "limits": asdict(launch.limits)},
             "fork": await self._fork(launch),

@@ -58,6 +58,8 @@ class GatewayKernelApp(IPKernelApp):
         self.config.IPythonKernel._execute_sleep = 0.0
         self.kernel_class = GatewayKernel
         self.abandoned_tasks = set()
+        self._session_fds: set[int] = set()
+        self._log_stream: Any = None
         self._abandoned: list[Any] = []
         BaseIPythonApplication.initialize(self, argv)
         self.init_pdb()
@@ -106,7 +108,7 @@ class GatewayKernelApp(IPKernelApp):
         self.kernel.connect(self.shell_socket, self.control_socket, self.stdin_socket, self.control_thread)
         self._ports = {name: getattr(self, f"{name}_port") for name in ("shell", "iopub", "stdin", "hb", "control")}
         self.kernel.record_ports({f"{name}_port": port for name, port in self._ports.items()})
-        self.own_fds = set(open_fds())
+        self.own_fds = set(open_fds()) - self._session_fds
 
     def _bound(self, kind: int, name: str) -> Any:
         assert self.context is not None
@@ -132,8 +134,9 @@ class GatewayKernelApp(IPKernelApp):
     def _log_to(self, fd: int) -> None:
         for handler in self.log.handlers:
             stream = getattr(handler, "stream", None)
-            if isinstance(handler, logging.StreamHandler) and stream is sys.__stderr__:
+            if isinstance(handler, logging.StreamHandler) and stream in (sys.__stderr__, self._log_stream):
                 handler.stream = TextIOWrapper(FileIO(fd, "w", closefd=False), write_through=True)
+                self._log_stream = handler.stream
 
     def start(self) -> None:
         """Serve until it is shut down; in a copy of this process too, once it has become another session's."""
@@ -145,6 +148,7 @@ class GatewayKernelApp(IPKernelApp):
             self.control_thread.start()
             self.io_loop = self.kernel.io_loop
             if reborn is not None:
+                self.own_fds.discard(reborn.connection.fileno())
                 say_ready(reborn)
             try:
                 self.io_loop.start()
@@ -159,14 +163,22 @@ class GatewayKernelApp(IPKernelApp):
     def abandon_connection(self) -> None:
         """In a copy of this process: leave alone what is the other one's, but hold none of its sockets open."""
         kernel = self.kernel
+        self._session_fds = set()
         for fd in open_fds():
             kind = os.fstat(fd).st_mode
-            own = fd in self.own_fds and fd > 2 and not stat.S_ISREG(kind) and not stat.S_ISCHR(kind)
-            if own or (stat.S_ISSOCK(kind) and is_own_socket(self, fd)):
+            if fd in self.own_fds:
+                ours = fd > 2 and not stat.S_ISREG(kind) and not stat.S_ISCHR(kind)
+            else:
+                ours = stat.S_ISSOCK(kind) and is_own_socket(self, fd)
+                if not ours:
+                    self._session_fds.add(fd)
+            if ours:
                 os.close(fd)
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, BoundedStream) and stream._should_watch:
                 os.dup2(stream._original_stdstream_copy, stream._original_stdstream_fd)
+                os.close(stream._original_stdstream_copy)  # the other one's log
+                stream._original_stdstream_copy = stream._original_stdstream_fd
         tasks = kernel.shell_channel_thread.tasks
         self.abandoned_tasks.update(tasks)
         self._abandoned.append(
@@ -188,6 +200,7 @@ class GatewayKernelApp(IPKernelApp):
         loop._ready.clear()
         loop._scheduled.clear()
         loop._make_self_pipe()
+        asyncio.set_event_loop(loop)  # Python 3.12 has forgotten it
         self.kernel.renew()
 
     def initialize(self, argv: list[str] | None = None) -> None:

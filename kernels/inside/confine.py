@@ -1,8 +1,8 @@
 """Run a program behind the walls of a session: for kernels of other languages, and setups.
 
 `python -I -S confine.py ORDER ARGV…`, with ORDER as JSON: `plan`; `trees` ({path: "rw"|"ro"}); `limits`; `hostname`;
-`cwd`; `tell`, a descriptor. To that, it writes one line, {"pid", "init_pid", "walls"} or {"wall", "reason"}, and ends: the
-program is the subreaper's. Without it, it stays, passes signals on, and ends as the program does. 70: no walls.
+`cwd`; `tell`, a descriptor. To that, it writes one line, {"pid", "init_pid", "walls"} or {"wall", "reason"}, and ends:
+the program is the subreaper's. Without it, it stays, passes signals on, and ends as the program does. 70: no walls.
 """
 
 from __future__ import annotations
@@ -67,7 +67,8 @@ def _confined(walls: Any, order: dict[str, Any], argv: list[str]) -> Any:
     if plan.get("namespaces") and os.geteuid() != 0:
         walls.enter()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    forked = walls.fork(plan)
+    master = os.pidfd_open(os.getpid() if order.get("tell") is None else os.getppid())  # who waits for its end
+    forked = walls.fork(plan, master=master)
     if forked is None:
         ours.close()
         _become(walls, order, argv, theirs)

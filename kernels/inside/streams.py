@@ -13,6 +13,7 @@ import termios
 import threading
 import time
 import weakref
+from io import StringIO
 from typing import Any, ClassVar
 
 from ipykernel.iostream import OutStream
@@ -33,6 +34,8 @@ class BoundedStream(OutStream):
     _room = 0  # how many more may come before this must be looked at again
     _granted = 0  # what `_room` was at first
     _parent: Any = None  # the run that `_room` is for
+    _quick: StringIO | None = None  # the buffer that was written to last,
+    _quick_parent: Any = None  # and whose output is in it
     _sending = False  # whether a thread is about to send what was written
     _timer: Timer | None = None
     _fid: int
@@ -51,10 +54,19 @@ class BoundedStream(OutStream):
             raise TypeError(f"write() argument must be str, not {type(string)}")
         length = len(string)
         # Most writes are short and follow each other: they take this way, which is nearly as fast as the stock one.
-        if length <= self._room and self.parent_header is self._parent and BoundedStream._last_written is self:
+        parent = self.parent_header
+        if length <= self._room and parent is self._parent and BoundedStream._last_written is self:
             self._room -= length
             self._unsent += length
-            super().write(string)
+            with self._buffer_lock:
+                if self._quick is not None and self._quick_parent is parent:
+                    self._quick.write(string)
+                else:
+                    super().write(string)
+                    if self.echo is None:
+                        self._quick, self._quick_parent = self._buffers[frozenset(parent.items())], parent
+            if not self._flush_pending:
+                self._schedule_flush()
         elif BoundedStream._forked:
             _write_whole(self._original_stdstream_fd, string)  # the parent relays what comes from there
         else:
@@ -96,6 +108,11 @@ class BoundedStream(OutStream):
         if not self._flush_pending and BoundedStream._timer is not None:
             self._flush_pending = True
             BoundedStream._timer.start()
+
+    def _rotate_buffers(self) -> Any:
+        with self._buffer_lock:
+            self._quick = self._quick_parent = None
+            return super()._rotate_buffers()
 
     def flush(self) -> None:
         self._unsent = 0

@@ -70,10 +70,11 @@ def enter(read_only: Mapping[str, str] | None = None) -> None:
         system.prctl("user", system.PR_CAP_AMBIENT, system.AMBIENT_RAISE, capability)
 
 
-def fork(plan: Plan, before_exit: Callable[[], None] | None = None) -> Forked | None:
+def fork(plan: Plan, before_exit: Callable[[], None] | None = None, *, master: int | None = None) -> Forked | None:
     """Fork a session's process; None in it. Returns when its first walls stand. Raises `WallError`, in the parent only.
 
-    `before_exit` is called in the process between the two, before it ends.
+    `before_exit` is called in the process between the two, before it ends. `master` is a pidfd of the process with
+    which everything behind the walls ends, where they have a pid namespace; no session gets it.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     if plan.get("seccomp"):
@@ -82,7 +83,7 @@ def fork(plan: Plan, before_exit: Callable[[], None] | None = None) -> Forked | 
     middle = os.fork()
     if middle == 0:
         ours.close()
-        _Middle(plan, theirs, program, before_exit).fork()
+        _Middle(plan, theirs, program, before_exit, master).fork()
         return None
     theirs.close()
     try:
@@ -244,13 +245,15 @@ class _Middle:
     """The process between: it unshares, forks the session and its init, and ends, so that they are the subreaper's."""
 
     def __init__(
-        self, plan: Plan, theirs: socket.socket, program: int | None, before_exit: Callable[[], None] | None
-    ) -> None:
+        self, plan: Plan, theirs: socket.socket, program: int | None, before_exit: Callable[[], None] | None,
+        master: int | None,
+    ) -> None:  # fmt: skip
         self._plan = plan
         self._namespaces = plan.get("namespaces", ())
         self._theirs = theirs
         self._program = program
         self._before_exit = before_exit
+        self._master = master
         self._trees: dict[str, int] = {}
 
     def fork(self) -> None:
@@ -301,12 +304,14 @@ class _Middle:
         if self._program is None:
             return None
         try:
-            return inits.start(self._program)
+            return inits.start(self._program, self._master)
         finally:
             os.close(self._program)
 
     def _become_session(self) -> None:
         """Here None is returned through, in the session's process; if anything fails it ends."""
+        if self._master is not None:
+            os.close(self._master)
         with contextlib.suppress(OSError):
             os.setsid()
         if "network" in self._namespaces:

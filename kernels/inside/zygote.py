@@ -36,6 +36,7 @@ def main(control: socket.socket, preloads: list[str]) -> None:
     control.set_inheritable(False)
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     _prctl(_PR_SET_NAME, b"kernel-zygote")
+    keeper = os.pidfd_open(os.getppid())
     launcher = _launcher()
     walls = launcher._inside("walls")
     app = launcher.build(preloads)
@@ -49,7 +50,7 @@ def main(control: socket.socket, preloads: list[str]) -> None:
                 opened: dict[str, int] = walls.open_trees(request["trees"], fds[0] if fds else None)
                 _send(control, {"opened": list(opened)}, list(opened.values()))
             else:
-                forked = walls.fork(request["plan"])
+                forked = walls.fork(request["plan"], master=keeper)
                 if forked is None:
                     break
                 told = {"pid": forked.pid, "init_pid": forked.init_pid}

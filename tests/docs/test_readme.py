@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,12 +27,13 @@ def test_the_first_block_is_the_script_that_sets_up_and_serves() -> None:
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
 async def test_every_command_of_the_readme_works(tmp_path: Path) -> None:
+    programs = Path(sys.executable).parent
     async with gateway_process(tmp_path / "data") as gateway:
         script = 'set -e\ncurl() { command curl --fail -sS "$@"; echo; }\n' + "\n".join(blocks()[1:])
 
         done = await asyncio.to_thread(
             subprocess.run,
-            ["bash", "-c", script.replace("http://127.0.0.1:8888", gateway.url)],
+            ["bash", "-c", script.replace("http://127.0.0.1:8888", gateway.url).replace(".venv/bin", str(programs))],
             cwd=tmp_path, capture_output=True, text=True, timeout=90, check=False,
         )  # fmt: skip
 
@@ -47,6 +49,8 @@ async def test_every_command_of_the_readme_works(tmp_path: Path) -> None:
         '"parent_id":"demo"',
         '"stdout":"20\\n"',
         '"kind":"import"',
+        '"isolation":{"walls":',
+        "wall capabilities",
     ):
         assert shown in done.stdout, f"{shown} in {done.stdout}"
     assert (tmp_path / "demo.tar.zst").read_bytes().startswith(b"\x28\xb5\x2f\xfd")

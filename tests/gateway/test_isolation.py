@@ -229,6 +229,20 @@ async def test_a_bomb_is_contained(inside: Api, walled: GatewayProcess, session_
     await inside.call("DELETE", f"/api/sessions/{session_id}", expect=200)
 
 
+async def test_a_session_that_asks_for_nothing_has_a_limit_of_processes_too(inside: Api, session_id: str) -> None:
+    """Idle ones: only that there is a limit is of interest here, and the machine is to survive if there is none."""
+    seen = await ask(
+        inside, session_id,
+        "import os, signal\nkids = []\n"
+        "try:\n    while len(kids) < 1500:\n        pid = os.fork()\n"
+        "        if pid == 0:\n            signal.pause()\n        kids.append(pid)\n"
+        "except OSError:\n    pass\n"
+        "for pid in kids:\n    os.kill(pid, signal.SIGKILL)\n    os.waitpid(pid, 0)\nanswer = len(kids)",
+    )  # fmt: skip
+
+    assert 500 < seen < 1100
+
+
 async def test_strict_walls_that_a_host_can_not_give_are_said(tmp_path: Path) -> None:
     """Without unprivileged user namespaces an ordinary user's gateway refuses, and runs when told to do its best."""
     async with gateway_process(tmp_path / "data", isolation="none") as gateway, Api(gateway.url) as api:

@@ -23,7 +23,7 @@ from kernels.engine import Launch
 from kernels.engines.local import LocalEngine
 from kernels.errors import CheckpointFailed, KernelBusy
 from kernels.kernel import Kernel, running
-from tests.kernels.test_kernel import context, engine, executing, launch, run  # noqa: F401
+from tests.kernels.test_kernel import context, executing, launch, run  # noqa: F401
 
 # An object that, when it is saved, says who saves it and waits until it is told to go on.
 SLOW = """
@@ -87,18 +87,26 @@ class Session:
 
 
 @pytest.fixture
+async def engine(tmp_path: Path) -> AsyncIterator[LocalEngine]:
+    """Without walls, behind which a kernel would not see the folders that these tests look into."""
+    made = LocalEngine(tmp_path, isolation="none")
+    async with made.opened():
+        yield made
+
+
+@pytest.fixture
 async def session(kernel: Kernel, place: Path, tmp_path: Path) -> Session:
     return Session(kernel, place, tmp_path / "checkpoint")
 
 
 @pytest.fixture
-def launched(engine: LocalEngine) -> Launch:  # noqa: F811
+def launched(engine: LocalEngine) -> Launch:
     return launch(engine)
 
 
 @pytest.fixture
 async def kernel(
-    engine: LocalEngine,  # noqa: F811
+    engine: LocalEngine,
     context: zmq.asyncio.Context,  # noqa: F811
     launched: Launch,
 ) -> AsyncIterator[Kernel]:
@@ -113,7 +121,7 @@ def place(tmp_path: Path, launched: Launch) -> Path:
 
 @pytest.fixture
 async def fresh(
-    engine: LocalEngine,  # noqa: F811
+    engine: LocalEngine,
     context: zmq.asyncio.Context,  # noqa: F811
     tmp_path: Path,
 ) -> AsyncIterator[Session]:
@@ -147,6 +155,43 @@ async def test_a_session_goes_on_in_a_fresh_kernel(session: Session, fresh: Sess
     assert await fresh.run("part[0] = 7; print(big[10], int(big.sum()))") == "7.0 6250006\n"
     assert await fresh.run("print(random.random())") == expected
     assert "bump" in await fresh.run("print(In[1])")
+
+
+async def test_behind_walls_checkpoints_leave_and_come_through_folders_lent_to_the_session(
+    context: zmq.asyncio.Context,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    engine = LocalEngine(tmp_path)
+    first, second = launch(engine), launch(engine)
+    workspace = tmp_path / "sessions" / first.place / "workspace"
+    async with engine.opened():
+        async with (
+            running(engine, first, context, 60) as kernel,
+            engine.snapshots.state_folder(first.place) as killed,
+            engine.snapshots.state_folder(first.place) as whole,
+        ):
+            session = Session(kernel, workspace, Path(killed))
+            await session.run(SLOW)
+            saving = asyncio.create_task(session.save())
+            while not (workspace / "saver").exists():
+                await asyncio.sleep(0.005)
+            await session.run("os.kill(int(open('saver').read()), 9)")
+            with pytest.raises(CheckpointFailed, match="was killed before it had finished"):
+                await saving
+            assert session.unfinished()
+            session.folder = Path(whole)
+            await session.run("slow = None; shared = [1]; both = shared, shared")
+            await session.save()
+            await engine.snapshots.save(first.place, "saved", state=whole, files=False, facts={})
+        await engine.snapshots.copy(first.place, "saved", second.place, "copied")
+        async with running(engine, second, context, 60) as kernel:
+            async with engine.snapshots.state(second.place, "copied") as lent:
+                assert lent is not None
+                restored = await checkpoint.load(kernel.channels, lent, timeout_s=60)
+            _, events = await run(kernel, "both[0] is both[1] is shared")
+
+    assert restored.failed == []
+    assert events[0].data["data"]["text/plain"] == "True"
 
 
 async def test_the_session_goes_on_while_it_is_saved(session: Session) -> None:
@@ -452,7 +497,7 @@ async def test_a_checkpoint_comes_back_from_extents_of_packs(session: Session) -
 
 
 async def test_a_kernel_that_is_not_ours_does_not_answer(
-    engine: LocalEngine,  # noqa: F811
+    engine: LocalEngine,
     context: zmq.asyncio.Context,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from kernels import cgroups, sandbox
+from kernels import cgroups, processes, sandbox
 from kernels.inside import walls
 from kernels.inside.walls import Forked, WallError
 
@@ -82,6 +82,61 @@ def test_the_child_is_the_subreapers_and_ends_with_init() -> None:
         return [*parents, _end(forked), os.listdir(f"/proc/{os.getpid()}/task/{os.getpid()}") != []]
 
     assert _apart(work) == [True, True, [-9, -9], True]
+
+
+def test_all_behind_the_walls_ends_with_who_answers_for_it_though_that_is_killed() -> None:
+    plan = _plan()
+
+    def work() -> list[int]:
+        if not ROOT:
+            walls.enter()
+        master = os.fork()
+        if master == 0:
+            _sleep()
+        forked = walls.fork(plan, master=os.pidfd_open(master))
+        if forked is None:
+            if os.fork():
+                os._exit(0)
+            os.setsid()
+            _sleep()
+        assert forked is not None
+        assert forked.init_pid is not None
+        os.waitpid(forked.pid, 0)
+        before = os.waitpid(forked.init_pid, os.WNOHANG)[0]
+        os.kill(master, signal.SIGKILL)
+        os.waitpid(master, 0)
+        signal.alarm(10)
+        return [before, os.waitpid(forked.init_pid, 0)[1]]
+
+    assert _apart(work) == [0, 0]
+
+
+def test_what_a_session_detaches_from_itself_is_counted_as_its_own() -> None:
+    plan = _plan()
+
+    def work() -> list[Any]:
+        if not ROOT:
+            walls.enter()
+        reading, writing = os.pipe()
+        forked = walls.fork(plan)
+        if forked is None:
+            if os.fork() == 0:
+                os.setsid()
+                if os.fork():
+                    os._exit(0)
+                held = bytearray(os.urandom(1 << 20)) * 50
+                os.write(writing, b"1")
+                _sleep()
+                del held
+            os.wait()
+            _sleep()
+        assert forked is not None
+        os.read(reading, 1)
+        without, counted = processes.usage(forked.pid), processes.usage(forked.pid, forked.init_pid)
+        _end(forked)
+        return [without[2], counted[2], counted[1] - without[1] > 50 << 20]
+
+    assert _apart(work) == [1, 2, True]
 
 
 def _stat(pid: int) -> list[str]:

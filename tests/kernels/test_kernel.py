@@ -1,12 +1,14 @@
 """A kernel without any gateway: what the library promises to who uses it alone."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import psutil
 import pytest
 import zmq.asyncio
 
@@ -150,18 +152,25 @@ async def test_leaving_the_block_ends_the_kernel_and_all_that_it_started(
     async with running(engine, launch(engine), context, 60) as kernel:
         await run(kernel, "import subprocess; p = subprocess.Popen(['sleep', '600'], start_new_session=True)")
         assert len(kernels_of(tmp_path)) == 2
+        namespace = pid_namespace(kernels_of(tmp_path)[0].pid)
 
     assert kernels_of(tmp_path) == []
+    assert namespace == pid_namespace(os.getpid()) or namespace not in map(pid_namespace, psutil.pids())
+
+
+def pid_namespace(pid: int) -> str:
+    try:
+        return os.readlink(f"/proc/{pid}/ns/pid")
+    except OSError:
+        return ""
 
 
 async def test_a_kernel_asked_to_shut_down_runs_its_exit_handlers(
     engine: LocalEngine, context: zmq.asyncio.Context, tmp_path: Path
 ) -> None:
-    async with running(engine, launch(engine), context, 60) as kernel:
-        await run(
-            kernel,
-            f"import atexit, pathlib; atexit.register(pathlib.Path({str(tmp_path / 'said')!r}).write_text, 'bye')",
-        )
+    launched = launch(engine)
+    async with running(engine, launched, context, 60) as kernel:
+        await run(kernel, "import atexit, pathlib; atexit.register(pathlib.Path('said').write_text, 'bye')")
         await kernel.shut_down(10)
 
-    assert (tmp_path / "said").read_text() == "bye"
+    assert (tmp_path / "sessions" / launched.place / "workspace" / "said").read_text() == "bye"

@@ -4,7 +4,7 @@ import asyncio
 import ctypes
 import os
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -47,8 +47,11 @@ async def opened(home: Path) -> AsyncIterator[Pools]:
             await pools.end()
 
 
-def ours() -> list[psutil.Process]:
-    return psutil.Process().children()
+@pytest.fixture
+def ours(subreaper: None) -> Callable[[], list[psutil.Process]]:
+    """Our children, but for those that were there before the test."""
+    before = set(psutil.Process().children())
+    return lambda: [one for one in psutil.Process().children() if one not in before]
 
 
 async def until(holds: Any) -> None:
@@ -57,7 +60,9 @@ async def until(holds: Any) -> None:
             await asyncio.sleep(0.02)
 
 
-async def test_as_many_as_wanted_are_ready_and_all_end_with_the_pool(tmp_path: Path, wanted: Wanted) -> None:
+async def test_as_many_as_wanted_are_ready_and_all_end_with_the_pool(
+    tmp_path: Path, wanted: Wanted, ours: Callable[[], list[psutil.Process]]
+) -> None:
     async with opened(tmp_path) as pools:
         pools.of(wanted)
         await until(lambda: len(pools.pids) == 3)
@@ -88,7 +93,7 @@ async def test_nothing_is_ready_while_memory_is_short_and_one_that_is_wanted_is_
 
 
 async def test_what_nobody_uses_ends_and_comes_back_when_it_is_wanted(
-    tmp_path: Path, wanted: Wanted, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, wanted: Wanted, monkeypatch: pytest.MonkeyPatch, ours: Callable[[], list[psutil.Process]]
 ) -> None:
     monkeypatch.setattr(pool, "_EMPTY_AFTER_S", 0.5)
     monkeypatch.setattr(pool, "_END_AFTER_S", 3.0)

@@ -287,6 +287,29 @@ async def test_a_second_checkpoint_costs_what_changed(vault: Vault) -> None:
     assert (await loaded(vault, "second"))["buffers.bin"] == buffers
 
 
+async def test_what_a_kernel_filled_a_lent_folder_with_is_deleted_while_others_go_on(vault: Vault) -> None:
+    ticks = 0
+
+    async def ticking() -> None:
+        nonlocal ticks
+        while True:
+            await asyncio.sleep(0)
+            ticks += 1
+
+    async with asyncio.TaskGroup() as tasks:
+        async with vault.snapshots.state_folder("one") as name:
+            for number in range(3000):
+                (Path(name) / str(number)).touch()
+            beside = tasks.create_task(ticking())
+            await asyncio.sleep(0)
+            ticks = 0
+        seen = ticks
+        beside.cancel()
+
+    assert seen > 10
+    assert not await asyncio.to_thread(Path(name).exists)
+
+
 async def test_a_large_new_state_is_not_written_twice(vault: Vault) -> None:
     async with vault.snapshots.state_folder("one") as name:
         for file in ("state.json", "segments.bin"):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tests.api import Api
 from tests.gateway.services.test_live import until_state
-from tests.gateways import gateway_process
+from tests.gateways import WHICH_PROCESS, gateway_process
 
 
 async def test_a_session_that_sleeps_is_let_go_of_as_it_is(tmp_path: Path) -> None:
@@ -55,9 +55,9 @@ async def test_a_run_while_files_are_counted_keeps_its_variables(tmp_path: Path)
 
         lost = 0
         for _ in range(8):
-            before = await api.run("demo", "x = 1; import os; os.getpid()")
+            before = await api.run("demo", f"x = 1; {WHICH_PROCESS}")
             await asyncio.sleep(0.31)
-            between = await api.run("demo", "os.getpid() if 'x' in globals() else None")
+            between = await api.run("demo", f"{WHICH_PROCESS} if 'x' in globals() else None")
             after = await api.run("demo", "'x' in globals()")
             lost += between["result"] == before["result"] and after["result"] == "False"
 

@@ -541,21 +541,21 @@ async def test_bulk_delete_leaves_out_what_another_gateway_holds(tmp_path: Path)
         assert await ids(second, "") == ["theirs"]
 
 
-async def test_a_session_that_plants_a_pipe_as_its_log_stops_only_itself(api: Api, session_id: str) -> None:
-    url = f"/api/sessions/{session_id}"
+async def test_a_session_that_plants_a_pipe_as_its_log_stops_only_itself(tmp_path: Path) -> None:
     plant = """
 import os
 log = f"../../../logs/{os.path.basename(os.path.dirname(os.getcwd()))}/kernel.log"
 os.remove(log)
 os.mkfifo(log)
 """
-    assert (await api.run(session_id, plant))["status"] == "ok"
-    await api.post(f"{url}/hibernate")
+    async with gateway_process(tmp_path / "data", isolation="none") as gateway, Api(gateway.url) as api:
+        assert (await api.run("a", plant))["status"] == "ok"
+        await api.post("/api/sessions/a/hibernate")
 
-    async with asyncio.timeout(20):
-        ran = await api.run(session_id, "1")
-        told = await api.http.get(f"{url}/logs")
-        health = await api.get("/api/health")
+        async with asyncio.timeout(20):
+            ran = await api.run("a", "1")
+            told = await api.http.get("/api/sessions/a/logs")
+            health = await api.get("/api/health")
 
     assert (ran["status"], ran["error"]["evalue"]) == ("died", "The session's log can't be written: not a regular file")
     assert told.is_success

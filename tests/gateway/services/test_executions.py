@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from tests.api import Api, Sse
-from tests.gateways import GatewayProcess, gateway_process, kernels_of
+from tests.gateways import WHICH_PROCESS, GatewayProcess, gateway_process, kernels_of
 
 MEBI = 2**20
 
@@ -101,9 +101,7 @@ async def test_32_sessions_run_side_by_side(api: Api) -> None:
     ids = [f"side-{uuid.uuid4().hex[:8]}" for _ in range(32)]
     api.http.timeout = 240
 
-    answers = await asyncio.gather(
-        *(api.run(one, f"import os; name = {one!r}; print(name); os.getpid()") for one in ids)
-    )
+    answers = await asyncio.gather(*(api.run(one, f"name = {one!r}; print(name); {WHICH_PROCESS}") for one in ids))
     began = time.perf_counter()
     await asyncio.gather(*(api.run(one, "import time; time.sleep(2)") for one in ids))
     together_s = time.perf_counter() - began
@@ -659,11 +657,11 @@ async def test_the_data_of_a_run_that_never_began_is_not_kept(api: Api, session_
 
 async def test_sessions_of_a_killed_gateway_answer_as_if_nothing_had_happened(tmp_path: Path) -> None:
     async with gateway_process(tmp_path / "data") as gateway, Api(gateway.url) as api:
-        await api.run("a", "import os, socket; x, pid, link = 41, os.getpid(), socket.socket()")
+        await api.run("a", f"import socket; x, process, link = 41, {WHICH_PROCESS}, socket.socket()")
         await gateway.kill()
         await gateway.start()
 
-        after = await api.run("a", "x + 1, pid == os.getpid(), link.fileno() > 0")
+        after = await api.run("a", f"x + 1, process == {WHICH_PROCESS}, link.fileno() > 0")
         states = await api.get("/api/sessions/a/states")
 
     assert after["result"] == "(42, True, True)"

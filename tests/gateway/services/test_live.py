@@ -13,7 +13,7 @@ import pytest
 
 from tests.api import Api
 from tests.gateway.services.test_executions import ended, marked, marker, started  # noqa: F401 - a fixture among them
-from tests.gateways import GatewayProcess, gateway_process
+from tests.gateways import GatewayProcess, gateway_process, kernel_pid
 
 
 async def until_state(api: Api, session_id: str, *wanted: str) -> Any:
@@ -79,10 +79,10 @@ async def test_the_runs_behind_a_dead_kernel_get_a_new_one(api: Api, session_id:
     assert [answer["result"] for answer in answers] == [None, "False", None, "2"]
 
 
-async def test_a_kernel_that_is_killed_while_idle_is_told(api: Api, session_id: str) -> None:
-    pid = int((await api.run(session_id, "import os; os.getpid()"))["result"])
+async def test_a_kernel_that_is_killed_while_idle_is_told(gateway: GatewayProcess, api: Api, session_id: str) -> None:
+    await api.run(session_id, "1")
 
-    os.kill(pid, signal.SIGKILL)
+    os.kill(await kernel_pid(gateway, api, session_id), signal.SIGKILL)
     document = await until_state(api, session_id, "ERROR")
 
     assert "SIGKILL" in document["state_reason"]
@@ -105,12 +105,33 @@ async def test_out_of_memory_is_seen_by_everybody(api: Api, session_id: str) -> 
     assert (await api.run(session_id, "1 + 1"))["result"] == "2"
 
 
-async def test_memory_of_children_counts(api: Api, session_id: str) -> None:
-    await api.create(session_id=session_id, resources={"memory": "256M"})
-    hog = "x = bytearray(400_000_000); import time; time.sleep(30)"
-    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {hog!r}])"
+HOG = "import subprocess, sys; hog = [sys.executable, '-c', 'x = b\"x\" * 400_000_000; import time; time.sleep(30)']"
 
-    answer = await api.run(session_id, code, timeout=60)
+
+async def test_memory_of_children_counts(api: Api, session_id: str) -> None:
+    path = f"/api/sessions/{session_id}"
+    await api.create(session_id=session_id, resources={"memory": "256M"})
+    await api.run(session_id, f"x = 41; {HOG}")
+    if "cgroup" not in (await api.get(path))["isolation"]["walls"]:
+        pytest.skip("this host gives sessions no groups")
+
+    answer = await api.run(session_id, "subprocess.run(hog).returncode", timeout=60)
+    async with asyncio.timeout(20):
+        while "memory" not in (told := (await api.get(f"{path}/logs"))["text"]):
+            await asyncio.sleep(0.05)
+
+    assert (answer["status"], answer["result"]) == ("ok", "-9")
+    assert (await api.run(session_id, "x + 1"))["result"] == "42"
+    assert "Out of memory: the system ended a process of the session; its limit is 256,000,000 bytes." in told
+    killed = await api.run(session_id, "import os, time; time.sleep(5); os.kill(os.getpid(), 9)")
+    assert "SIGKILL" in killed["error"]["evalue"]
+
+
+async def test_memory_of_children_counts_without_groups_too(tmp_path: Path) -> None:
+    async with gateway_process(tmp_path / "data", isolation="none") as gateway, Api(gateway.url) as api:
+        await api.create(session_id="a", resources={"memory": "256M"})
+
+        answer = await api.run("a", f"{HOG}; subprocess.run(hog)", timeout=60)
 
     assert answer["status"] == "died"
     assert "memory" in answer["error"]["evalue"]
@@ -204,11 +225,12 @@ async def test_a_run_that_meets_hibernation_starts_afresh(api: Api, session_id: 
         assert (answer["status"], answer["result"]) == ("ok", "2")
 
 
-async def test_an_idle_session_goes_to_sleep_and_the_next_run_wakes_it(api: Api, session_id: str) -> None:
+async def test_an_idle_session_goes_to_sleep_and_the_next_run_wakes_it(
+    gateway: GatewayProcess, api: Api, session_id: str
+) -> None:
     await api.create(session_id=session_id, waiting_timeout_seconds=1)
-    pid = int(
-        (await api.run(session_id, "x = 1; open('kept.txt', 'w').write('file'); import os; os.getpid()"))["result"]
-    )
+    await api.run(session_id, "x = 1; open('kept.txt', 'w').write('file')")
+    pid = await kernel_pid(gateway, api, session_id)
 
     document = await until_state(api, session_id, "IDLE")
     await until_gone(pid)

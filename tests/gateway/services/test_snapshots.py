@@ -14,7 +14,7 @@ import pytest
 from blake3 import blake3
 
 from tests.api import Api
-from tests.gateways import gateway_process, keepers_of, kernels_of
+from tests.gateways import WHICH_PROCESS, GatewayProcess, gateway_process, keepers_of, kernel_pid, kernels_of
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -249,9 +249,9 @@ async def test_a_quiet_session_is_saved_by_itself(tmp_path: Path) -> None:
 async def test_an_idle_session_sleeps_and_wakes_as_it_was(tmp_path: Path) -> None:
     async with gateway_process(tmp_path / "data", reaper_interval_s=0.05) as gateway, Api(gateway.url) as api:
         await api.create(id="a", waiting_timeout_seconds=0.5)
-        await api.run("a", "import os; x, pid = 41, os.getpid()")
+        await api.run("a", f"x, process = 41, {WHICH_PROCESS}")
         asleep = await until(api, "/api/sessions/a", lambda session: session["state"] == "IDLE")
-        woken = await api.run("a", "x + 1, pid == os.getpid()")
+        woken = await api.run("a", f"x + 1, process == {WHICH_PROCESS}")
 
     assert "kept" in asleep["state_reason"]
     assert woken["result"] == "(42, False)"
@@ -428,9 +428,11 @@ async def test_what_was_lost_is_told_though_the_session_was_saved_again_and_slep
     assert [one["name"] for one in woken["not_carried"]] == ["link"]
 
 
-async def test_a_snapshot_that_waited_for_a_cell_holds_it_and_says_so(api: Api, session_id: str) -> None:
-    path, code = f"/api/sessions/{session_id}", "input(); import time; time.sleep(0.3); x, pid = 2, os.getpid()"
-    await api.run(session_id, "import os; x = 1")
+async def test_a_snapshot_that_waited_for_a_cell_holds_it_and_says_so(
+    gateway: GatewayProcess, api: Api, session_id: str
+) -> None:
+    path, code = f"/api/sessions/{session_id}", "input(); import time; time.sleep(0.3); x = 2"
+    await api.run(session_id, "x = 1")
     async with api.stream(session_id, code) as events:
         async for event in events:
             if event.kind == "input_request":
@@ -441,7 +443,7 @@ async def test_a_snapshot_that_waited_for_a_cell_holds_it_and_says_so(api: Api, 
         done = [event async for event in events][-1].data
     saved = await saving
     document = await api.get(path)
-    os.kill(int((await api.get(f"{path}/variables/pid"))["preview"]), signal.SIGKILL)
+    os.kill(await kernel_pid(gateway, api, session_id), signal.SIGKILL)
     await until(api, path, lambda session: session["state"] == "ERROR")
 
     back = await api.run(session_id, "x")
@@ -451,14 +453,16 @@ async def test_a_snapshot_that_waited_for_a_cell_holds_it_and_says_so(api: Api, 
     assert (back["result"], back["resumed"], back["not_carried"]) == ("2", True, [])
 
 
-async def test_what_began_after_a_snapshot_was_taken_is_told_as_not_saved(api: Api, session_id: str) -> None:
+async def test_what_began_after_a_snapshot_was_taken_is_told_as_not_saved(
+    gateway: GatewayProcess, api: Api, session_id: str
+) -> None:
     path = f"/api/sessions/{session_id}"
-    await api.run(session_id, "import os; x, pid = 1, os.getpid(); big = [str(n) for n in range(1_000_000)]")
+    await api.run(session_id, "x = 1; big = [str(n) for n in range(1_000_000)]")
     saving = asyncio.ensure_future(api.post(f"{path}/snapshots", {}, 201))
     while not saving.done():
         await api.run(session_id, "x += 1")
     last = await api.run(session_id, "x += 1; x")
-    os.kill(int((await api.get(f"{path}/variables/pid"))["preview"]), signal.SIGKILL)
+    os.kill(await kernel_pid(gateway, api, session_id), signal.SIGKILL)
     await until(api, path, lambda session: session["state"] == "ERROR")
 
     back = await api.run(session_id, "x")
@@ -551,13 +555,12 @@ async def test_a_copy_of_a_part_has_no_more_than_that_part(api: Api, session_id:
     assert (await api.run(copy["id"], "'x' in globals(), 'y' in globals()"))["result"] == "(True, False)"
 
 
-async def test_a_variable_that_was_set_and_lost_is_told(api: Api, session_id: str) -> None:
+async def test_a_variable_that_was_set_and_lost_is_told(gateway: GatewayProcess, api: Api, session_id: str) -> None:
     path = f"/api/sessions/{session_id}"
-    await api.run(session_id, "import os; x, pid = 1, os.getpid()")
+    await api.run(session_id, "x = 1")
     await api.post(f"{path}/snapshots", {}, 201)
     await api.call("PUT", f"{path}/variables/x", {"value": 2})
-    pid = int((await api.get(f"{path}/variables/pid"))["preview"])
-    os.kill(pid, signal.SIGKILL)
+    os.kill(await kernel_pid(gateway, api, session_id), signal.SIGKILL)
     await until(api, path, lambda session: session["state"] == "ERROR")
 
     back = await api.run(session_id, "x")

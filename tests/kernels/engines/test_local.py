@@ -314,12 +314,12 @@ async def test_the_watch_over_memory_survives_what_nobody_foresaw(
 ) -> None:
     usage, calls = processes.usage, 0
 
-    def fails_at_first(pid: int) -> tuple[float, int, int]:
+    def fails_at_first(pid: int, init_pid: int | None = None) -> tuple[float, int, int]:
         nonlocal calls
         calls += 1
         if calls == 1:
             raise RuntimeError("nobody foresaw this")
-        return usage(pid)
+        return usage(pid, init_pid)
 
     monkeypatch.setattr(processes, "usage", fails_at_first)
     hoard = [sys.executable, "-c", "import time; hoard = b'x' * 50_000_000; time.sleep(600)"]

@@ -100,6 +100,14 @@ class Client:
             return None
         return self._session.recv(self._sockets[channel])[1]
 
+    def wait_for(self, kind: str) -> dict[str, Any]:
+        """The content of the next message on iopub that is of this kind."""
+        while message := self._receive("iopub", WITHIN_S):
+            if message["msg_type"] == kind:
+                content: dict[str, Any] = message["content"]
+                return content
+        raise TimeoutError(kind)
+
     def ask(self, channel: str, kind: str, content: dict[str, Any]) -> dict[str, Any]:
         """The reply's content."""
         return self.reply(channel, self.send(channel, kind, content))

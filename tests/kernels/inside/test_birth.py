@@ -78,10 +78,7 @@ def test_text_comes_while_a_cell_runs(start: Start) -> None:
     content = {"code": code, "silent": False, "store_history": True, "allow_stdin": False}
     client.send("shell", "execute_request", content)
 
-    while (message := client._receive("iopub", 10))["msg_type"] != "stream":
-        pass
-
-    assert message["content"]["text"] == "early\n"
+    assert client.wait_for("stream")["text"] == "early\n"
 
 
 def test_the_heart_beats_while_a_cell_runs(start: Start) -> None:

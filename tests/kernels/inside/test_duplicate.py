@@ -76,15 +76,17 @@ def test_the_source_goes_on_as_if_nothing_had_happened(start: Start, duplicate: 
 
 
 @pytest.mark.parametrize("start", ["forked"], indirect=True)
-def test_each_of_both_writes_its_own_file(start: Start, duplicate: Duplicate) -> None:
+def test_each_copy_writes_its_own_file(start: Start, duplicate: Duplicate) -> None:
     source = start()
     source.run("f = open('notes', 'w'); f.write('both '); f.flush(); f.write('and '); r = open('notes')")
 
     copy = duplicate(source)
 
     write = "_ = f.write('{}'); f.close(); print(r.read())"
+    second = duplicate(copy, "second")
     assert source.run(write.format("source")) == "both and source\n"
     assert copy.run(write.format("copy")) == "both and copy\n"
+    assert second.run(write.format("second")) == "both and second\n"
 
 
 @pytest.mark.parametrize("start", ["forked"], indirect=True)
@@ -142,6 +144,7 @@ def test_what_a_copy_can_not_have_is_refused(setup: str, kind: str, name: str, s
 def test_a_cell_that_runs_is_waited_for(start: Start, folder: Path) -> None:
     source = start()
     source.send("shell", "execute_request", {"code": "import time; time.sleep(60)"})
+    source.wait_for("execute_input")
 
     request = {"action": "duplicate", "address": str(folder / "nobody"), "wait_s": 0.1}
     answer = source.ask("control", "session_gateway_request", request)
