@@ -34,10 +34,10 @@ from kernels.exchanges import Exchanges
 from kernels.journal import DEFAULT_BYTES, Entry, JournalReader
 from kernels.keeper import Folders, version, write_whole
 from kernels.logs import Log
-from kernels.paths import delete_tree
 from kernels.processes import MARK
 from kernels.snapshots import LocalSnapshots
 from kernels.threads import in_thread
+from kernels.trash import Trash
 from kernels.workspace import LocalWorkspace
 
 log = logging.getLogger(__name__)
@@ -87,6 +87,7 @@ class LocalEngine:
         data_dir = data_dir.absolute()
         self._places = data_dir / "sessions"
         self._logs = data_dir / "logs"
+        self._trash = Trash(data_dir / "trash")
         self._folders = Folders(data_dir)
         self._keepers = Keepers(self._folders, keeper_version or version())
         self._journal_bytes = journal_bytes
@@ -116,7 +117,7 @@ class LocalEngine:
         self._places.mkdir(parents=True, exist_ok=True, mode=0o700)
         await self._confinement.look(self._places)
         self._folders.make()
-        async with self._keepers.opened():
+        async with self._trash.opened(), self._keepers.opened():
             await self._keepers.starter()
             try:
                 yield
@@ -376,9 +377,10 @@ class LocalEngine:
         await asyncio.to_thread(self._remove, place)
 
     def _remove(self, place: str) -> None:
+        """At once for everybody; that the disk gets it back takes its time. Raises `OSError` if something stays."""
         self._exchanges.remove(place)
         for folder in (self._places, self._logs):
-            _delete_tree(folder / place)
+            self._trash.take(folder / place)
 
     def _log(self, place: str, name: Literal["kernel", "setup"]) -> Log:
         return Log(self._logs / place / f"{name}.log")
@@ -517,13 +519,3 @@ def _for_start(opening: AbstractContextManager[TextIO]) -> Iterator[TextIO]:
         except OSError as error:
             raise StartFailed(f"The session's log can't be written: {error.strerror}") from None
         yield output
-
-
-def _delete_tree(path: Path) -> None:
-    """Raises `OSError` if something of it stays."""
-    with contextlib.suppress(FileNotFoundError):
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            delete_tree(os.fsencode(path.name), folder)
-        finally:
-            os.close(folder)

@@ -510,12 +510,12 @@ async def test_files_are_counted_also_when_nobody_holds_the_session(tmp_path: Pa
 
 
 async def test_files_that_a_purge_could_not_remove_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stays(name: bytes, folder: int) -> None:
+    def stays(folder: Path, target: Path) -> None:
         raise OSError("it stays")
 
     async with running(Settings(data_dir=tmp_path, port=0)) as gateway, Api(gateway.url) as api:
         await api.http.put("/api/sessions/a/files/file", content=b"x")
-        monkeypatch.setattr("kernels.engines.local.delete_tree", stays)
+        monkeypatch.setattr("kernels.trash.put_away", stays)
 
         told = await api.call("DELETE", "/api/sessions/a?purge=true", expect=500)
 

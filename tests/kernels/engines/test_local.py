@@ -282,7 +282,7 @@ async def test_a_place_that_can_not_be_removed_is_told_and_stays_forgotten(
     deep.chmod(0o500)
 
     with monkeypatch.context() as patch:
-        patch.setattr("kernels.engines.local.delete_tree", stays)
+        patch.setattr("kernels.trash.put_away", stays)
         with pytest.raises(OSError, match="it stays"):
             await engine.remove("place")
     await engine.remove("place")
@@ -291,7 +291,7 @@ async def test_a_place_that_can_not_be_removed_is_told_and_stays_forgotten(
     assert await engine.workspace("place", None) is not workspace
 
 
-def stays(name: bytes, folder: int) -> None:
+def stays(folder: Path, target: Path) -> None:
     raise OSError("it stays")
 
 
