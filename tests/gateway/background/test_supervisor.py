@@ -1,7 +1,9 @@
 """Two gateways on one store: a session runs on one of them at a time."""
 
 import asyncio
+import contextlib
 import signal
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ from pydantic import ValidationError
 
 from gateway.config import Settings
 from tests.api import Api
-from tests.gateways import gateway_process
+from tests.gateways import GatewayProcess, gateway_process
 
 
 async def test_a_gateway_that_was_paused_runs_nothing_on_what_another_took_over(tmp_path: Path) -> None:
@@ -21,7 +23,7 @@ async def test_a_gateway_that_was_paused_runs_nothing_on_what_another_took_over(
         Api(two.url) as there,
     ):
         await here.run("demo", "x = 'stale'")
-        one.signal(signal.SIGSTOP)
+        await pause_between_writes(one, tmp_path / "shared.db")
         try:
             stale = [
                 asyncio.ensure_future(here.http.post("/api/sessions/demo/run", json={"code": "x"})) for _ in range(5)
@@ -41,6 +43,20 @@ async def test_a_gateway_that_was_paused_runs_nothing_on_what_another_took_over(
         assert all(int(answer.headers["Retry-After"]) >= 1 for answer in answers)
         assert (after.status_code, after.json()["code"]) == (409, "session_held")
         assert (await there.run("demo", "y"))["result"] == "'new'"
+
+
+async def pause_between_writes(gateway: GatewayProcess, database: Path) -> None:
+    """One that was paused while it writes has SQLite's lock with it, and keeps everybody else from the store."""
+    while True:
+        gateway.signal(signal.SIGSTOP)
+        with contextlib.closing(sqlite3.connect(database, timeout=1, isolation_level=None)) as store:
+            try:
+                store.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError:
+                gateway.signal(signal.SIGCONT)
+                await asyncio.sleep(0.01)
+            else:
+                return
 
 
 def test_a_holder_may_miss_a_heartbeat() -> None:
