@@ -38,25 +38,42 @@ def learn(serve: Callable[[Any, dict[str, Any]], None], app: Any, identity: dict
     """Called once all is built, on the only thread; `identity` is one that nobody has. Empty if it fails."""
     if not sys.platform.startswith("linux"):
         return []
+    written = _told_by(lambda asked, tell: _live(serve, app, identity, asked, tell), identity["connection"])
+    return _joined(sorted(written - _told_by(_do_nothing)))  # what forking, and telling, writes to is no news
+
+
+def _told_by(live: Callable[[int, int], object], connection: dict[str, Any] | None = None) -> set[int]:
+    """What a fork tells that lives so, and answers its first cell if it has a connection."""
     told, tell = os.pipe()
     asked, ask = os.pipe()
     pids = []
     found = array("Q")
     try:
-        pids.append(_forked(lambda: _first_cell(identity["connection"], ask), told, tell))
-        pids.append(_forked(lambda: _live(serve, app, identity, asked, tell), told, ask))
+        if connection is not None:
+            pids.append(_forked(lambda: _first_cell(connection, ask), told, tell))
+        pids.append(_forked(lambda: live(asked, tell), told, ask))
         os.close(tell)  # from now on: what we write to ourselves looks like something that the kernel wrote to
         while part := os.read(told, _PAGE):
             found.frombytes(part)
     except (OSError, ValueError):
-        return []
+        return set()
     finally:
         for fd in (told, asked, ask):
             os.close(fd)
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
-    return _joined(found)
+    return set(found)
+
+
+def _do_nothing(asked: int, tell: int) -> None:
+    _tell(tell, list(_private()))
+
+
+def _tell(tell: int, mappings: list[tuple[int, int]]) -> None:
+    for address in _written(mappings):
+        os.write(tell, address.to_bytes(8, sys.byteorder))
+    os._exit(0)
 
 
 def _forked(do: Callable[[], object], *not_its: int) -> int:
@@ -78,12 +95,10 @@ def _live(
 ) -> None:
     mappings = list(_private())
 
-    def answer() -> None:
-        for address in _written(mappings):
-            os.write(tell, address.to_bytes(8, sys.byteorder))
-        os._exit(0)
+    def answer_when_asked() -> None:
+        asyncio.get_event_loop_policy().get_event_loop().add_reader(asked, _tell, tell, mappings)
 
-    app.on_bound = lambda: asyncio.get_event_loop_policy().get_event_loop().add_reader(asked, answer)
+    app.on_bound = answer_when_asked
     nothing = os.open(os.devnull, os.O_WRONLY)
     for fd in (1, 2):
         os.dup2(nothing, fd)
@@ -133,7 +148,7 @@ def _written(mappings: list[tuple[int, int]]) -> Iterator[int]:
                 yield address
 
 
-def _joined(addresses: array[int]) -> Ranges:
+def _joined(addresses: list[int]) -> Ranges:
     ranges: Ranges = []
     for address in addresses:
         if ranges and sum(ranges[-1]) == address:
