@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable
 
 from kernels import processes
+from kernels.nests import Nest
 
 
 class Kin:
@@ -40,6 +41,7 @@ class Inherited:
         self.pid = pid
         self.init_pid = init_pid
         self.walls: list[str] = []  # that stand around it
+        self.nest: Nest | None = None  # its namespaces, once others are to be inside of them
         self.on_end: Callable[[], None] = lambda: None
         self._uid = uid
         self._kin = kin
@@ -72,21 +74,40 @@ class Inherited:
         """Wait for its end; its number stays its own."""
         await asyncio.shield(self._over)
 
-    async def reaped(self) -> int:
-        """Wait for its end and that of all behind its walls; its exit code, negative for the signal that ended it."""
+    @property
+    def shared(self) -> bool:
+        """Whether copies of it are behind its walls too: these stay until the last one has ended."""
+        return self.nest is not None and self.nest.held > 1
+
+    async def reaped(self) -> int | None:
+        """Wait for its end and that of all behind its walls; its exit code, negative for the signal that ended it.
+
+        Where there are copies, what it has started may run yet. None: nobody can know.
+        """
         await self.unreaped()
-        code = _exit_code(self.pid)
+        code = await self._exit_code()
+        self._kin.pids.discard(self.pid)
+        if self.nest is not None:
+            await self.nest.let_go()
+        else:
+            await self.end_walls()
+        return code
+
+    async def _exit_code(self) -> int | None:
+        return _exit_code(self.pid)
+
+    async def end_walls(self) -> None:
+        """End all that is behind them; nobody needs them any more."""
         if self.init_pid is not None:  # which can't end before that is done
             os.kill(self.init_pid, signal.SIGKILL)
             await processes.gone(self.init_pid)
             _exit_code(self.init_pid)
-        self._kin.pids.difference_update(self.pids)
+            self._kin.pids.discard(self.init_pid)
         self._kin.give_back(self._uid)
-        return code
 
     def kill(self) -> None:
         if self.running:
-            os.kill(self.init_pid or self.pid, signal.SIGKILL)
+            os.kill(self.pid if self.shared else self.init_pid or self.pid, signal.SIGKILL)
 
     async def discard(self) -> None:
         """End it, whatever it does."""

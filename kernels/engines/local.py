@@ -130,13 +130,33 @@ class LocalEngine:
     @asynccontextmanager
     async def start(self, launch: Launch) -> AsyncIterator[KeptProcess]:
         place, env = await self._prepare(launch)
+        order = await self._order(launch, place, env)
+        keeper = await self._keepers.starter()
+        starting = keeper.start(launch.kernel_id, launch.spec.name, order)
+        async with self._commanded(await self._come(starting)) as process:
+            yield process
+
+    async def _come(self, starting: "asyncio.Future[KeptProcess]") -> KeptProcess:
+        """What a keeper was asked for. Raises `StartFailed`."""
+        try:
+            return await asyncio.shield(starting)
+        except asyncio.CancelledError:  # what was ordered comes, and must not stay
+            with contextlib.suppress(KernelsError):
+                await self._settled(await starting)
+            raise
+        except StartFailed:
+            raise
+        except KernelsError as error:
+            raise StartFailed(str(error)) from None
+
+    async def _order(self, launch: Launch, place: Path, env: dict[str, str]) -> dict[str, Any]:
         provisioner = LocalProvisioner(
             kernel_id=launch.kernel_id,
             kernel_spec=KernelSpec(argv=self._argv(launch), resource_dir=launch.spec.resource_dir),
         )
         ready = await provisioner.pre_launch(env=env, cwd=str(place / "workspace"))
         confined = await self._confined(launch)
-        order = {
+        return {
             "kernel_id": launch.kernel_id,
             "argv": ready["cmd"],
             "env": ready["env"],
@@ -152,20 +172,6 @@ class LocalEngine:
             "fork": await self._fork(launch),
             "confine": {"plan": confined.plan, "behind": confined.behind, "missing": confined.missing},
         }
-        keeper = await self._keepers.starter()
-        starting = keeper.start(launch.kernel_id, launch.spec.name, order)
-        try:
-            process = await asyncio.shield(starting)
-        except asyncio.CancelledError:  # what was ordered comes, and must not stay
-            with contextlib.suppress(KernelsError):
-                await self._settled(await starting)
-            raise
-        except StartFailed:
-            raise
-        except KernelsError as error:
-            raise StartFailed(str(error)) from None
-        async with self._commanded(process):
-            yield process
 
     async def _fork(self, launch: Launch) -> dict[str, Any] | None:
         """What a kernel can be forked from; None if it has to be started the ordinary way."""
@@ -188,8 +194,7 @@ class LocalEngine:
         folders = [place / name for name in ("workspace", "home", "overlay")]
         trees = {str(path): "rw" for path in (*folders, self._exchanges.at(launch.place, "out")) if path.exists()}
         trees[str(self._exchanges.at(launch.place, "in"))] = "ro"
-        confined = self._confinement.of(launch, await self._read_to_run(launch.spec), trees)
-        return confined
+        return self._confinement.of(launch, await self._read_to_run(launch.spec), trees)
 
     async def _read_to_run(self, spec: Kernelspec) -> list[Path]:
         """Interpreters and programs, whose folders a kernel must be able to read."""
@@ -214,8 +219,28 @@ class LocalEngine:
     async def duplicate(
         self, source: str, launch: Launch, fork: Callable[[str], Awaitable[object]]
     ) -> AsyncIterator[KeptProcess]:
-        raise StartFailed("Not offered yet.")
-        yield
+        original = self._ours.get(source)
+        keeper = original.keeper if original is not None else None
+        if original is None or keeper is None:
+            raise StartFailed(f"The kernel {source!r} is not there.")
+        self._confinement.check_copy()
+        place, env = await self._prepare(launch, filled=False)
+        order = await self._order(launch, place, env)
+        try:
+            told = await keeper.ask("offer", source=source, order=order, kernel_name=launch.spec.name)
+        except StartFailed:
+            raise
+        except KernelsError as error:
+            raise StartFailed(str(error)) from None
+        try:
+            await fork(told["address"])
+            await self._prepare(launch)
+        except BaseException:
+            with contextlib.suppress(KernelsError):
+                await asyncio.shield(keeper.ask("withdraw", kernel_id=launch.kernel_id))
+            raise
+        async with self._commanded(await self._come(keeper.duplicate(launch.kernel_id))) as process:
+            yield process
 
     @asynccontextmanager
     async def adopt(self, kernel_id: str) -> AsyncIterator[KeptProcess]:
@@ -292,8 +317,11 @@ class LocalEngine:
             self._marks.discard(mark)
             self._folders.record(mark).unlink(missing_ok=True)
 
-    async def _prepare(self, launch: Launch) -> tuple[Path, dict[str, str]]:
-        """The folder of a place and the environment of its processes, made where they are missing."""
+    async def _prepare(self, launch: Launch, *, filled: bool = True) -> tuple[Path, dict[str, str]]:
+        """The folder of a place and the environment of its processes, made where they are missing.
+
+        With `filled` off its environment is an empty folder, for what is copied to it later.
+        """
         place = self._place(launch.place)
         for name in ("workspace", "home"):
             (place / name).mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -307,7 +335,10 @@ class LocalEngine:
         if launch.spec.language == "python":
             interpreter = await self._interpreter(launch.spec)
             overlay = Overlay(place / "overlay")
-            await asyncio.to_thread(overlay.prepare, interpreter)
+            if filled:
+                await asyncio.to_thread(overlay.prepare, interpreter)
+            else:
+                overlay.root.mkdir(parents=True, exist_ok=True, mode=0o700)
             env.update(overlay.env())
         self._exchanges.make(launch.place)
         if self._confinement.confines:
