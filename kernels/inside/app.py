@@ -176,6 +176,7 @@ class GatewayKernelApp(IPKernelApp):
     def reconnect(self, identity: dict[str, Any]) -> None:
         """In such a copy: all that a connection needs anew, around the same loop, kernel and streams."""
         self.connection_file = identity["connection_file"]
+        self.on_bound = _nothing
         self.load_connection_info(identity["connection"])
         self._renew_loop()
         self._open_sockets()
@@ -226,6 +227,10 @@ class GatewayKernelApp(IPKernelApp):
                 socket.close()
         assert self.context is not None
         self.context.term()
+
+
+def _nothing() -> None:
+    pass
 
 
 def _echoes() -> bool:

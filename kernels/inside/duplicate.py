@@ -84,17 +84,17 @@ def _be_the_copy(app: Any, address: str, random_state: Any) -> NoReturn:
     except BaseException as error:
         last_words(error)
     if fds:
-        for fd in (1, 2):
-            os.dup2(fds[0], fd)
+        copies = [getattr(stream, "_original_stdstream_copy", fd) for stream, fd in ((sys.stdout, 1), (sys.stderr, 2))]
+        for fd in {1, 2, *copies}:
+            os.dup2(fds[0], fd, inheritable=fd <= 2)
         os.close(fds[0])
     raise Reborn(identity, connection, fds[1:])
 
 
 def last_words(error: BaseException) -> NoReturn:
     """End a copy, with what went wrong in the kernel's log."""
-    copy = getattr(sys.stderr, "_original_stdstream_copy", 2)
     with contextlib.suppress(OSError):
-        os.write(copy, "".join(traceback.format_exception(type(error), error, error.__traceback__)).encode())
+        os.write(2, "".join(traceback.format_exception(type(error), error, error.__traceback__)).encode())
     os._exit(1)
 
 
@@ -212,11 +212,11 @@ def _flags(fd: int) -> int:
     return fcntl.fcntl(fd, fcntl.F_GETFL)
 
 
-def opened_files(app: Any) -> dict[int, str]:
+def opened_files(app: Any, but: list[int]) -> dict[int, str]:
     """Files and folders that the session has open, by descriptor, with their paths."""
     found = {}
     for fd in open_fds():
-        if fd not in app.own_fds and fd > 2:
+        if fd not in app.own_fds and fd > 2 and fd not in but:
             kind = os.fstat(fd).st_mode
             if stat.S_ISREG(kind) or stat.S_ISDIR(kind):
                 found[fd] = os.readlink(f"/proc/self/fd/{fd}")

@@ -38,7 +38,7 @@ def _take_on(app: Any, reborn: Reborn, launcher: str) -> None:
     shell, identity = app.shell, reborn.identity
     overlay = identity["overlay"]
     workspace, environment = os.path.realpath(shell.starting_dir), sys.prefix
-    here, files = os.getcwd(), opened_files(app)
+    here, files = os.getcwd(), opened_files(app, but=reborn.namespaces)
     _become_another_process(reborn)
     os.chdir(moved(here, workspace, identity["cwd"]))
     reopen_files(files, workspace, identity["cwd"])
