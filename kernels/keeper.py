@@ -402,6 +402,8 @@ class Keeper:
         namespaces = order.confine.get("plan", {}).get("namespaces", ())
         if not {"user", "mount", "pid"} <= set(namespaces):
             raise StartFailed("A copy can't be behind the walls that this host gives.")
+        if "seccomp" not in original.walls.standing:  # which keeps it from what is allowed for a moment
+            raise StartFailed("A copy can't have walls of its own where the session has no filter of system calls.")
         zygote = original.zygote
         if os.geteuid() == 0 and (zygote is None or zygote.over.is_set()) and order.fork is not None:
             zygote = await self._pools.of(Wanted.of(order.fork)).forking()

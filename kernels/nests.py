@@ -3,7 +3,6 @@
 They last until the session's kernel and all copies that are inside, at whatever depth, have ended.
 """
 
-import asyncio
 import fcntl
 import os
 from collections.abc import Awaitable, Callable
@@ -18,8 +17,6 @@ class Nest:
         self.user_ns = user_ns
         self.pid_ns = pid_ns
         self.held = 1  # by the session itself; and by each copy of it
-        self.inside = 0  # user namespaces, at any depth
-        self.moment: asyncio.Lock = around.moment if around is not None else asyncio.Lock()
         self._around = around
         self._end = end
 
@@ -49,8 +46,6 @@ class Nest:
     def hold(self) -> None:
         """For a copy that is to be inside."""
         self.held += 1
-        for nest in self.chain:
-            nest.inside += 1
 
     async def let_go(self) -> None:
         """By the session itself, or one of its copies, when it has ended."""
@@ -60,12 +55,4 @@ class Nest:
             os.close(self.user_ns)
             os.close(self.pid_ns)
             if self._around is not None:
-                for nest in self._around.chain:
-                    nest.inside -= 1
                 await self._around.let_go()
-
-    async def forsake(self) -> None:
-        """By a copy that was never made."""
-        for nest in self.chain:
-            nest.inside -= 1
-        await self.let_go()

@@ -51,11 +51,9 @@ class Lodging:
         try:
             owner = [around.owner()] if root else []
             try:
-                async with around.moment:
-                    order = {"plan": plan, "trees": behind["trees"], "hostname": behind["hostname"],
-                             "allowed": [nest.inside for nest in around.chain]}  # fmt: skip
-                    chain = [nest.user_ns for nest in around.chain]
-                    told, opened = await zygote.nest(order, [its.fileno(), around.pid_ns, *chain, *owner])
+                order = {"plan": plan, "trees": behind["trees"], "hostname": behind["hostname"], "depth": around.depth}
+                chain = [nest.user_ns for nest in around.chain]
+                told, opened = await zygote.nest(order, [its.fileno(), around.pid_ns, *chain, *owner])
             finally:
                 for fd in owner:
                     os.close(fd)
@@ -111,7 +109,7 @@ class Offer:
         try:
             return await Lodging.made(around, zygote, plan, behind, root=os.geteuid() == 0)
         except BaseException:
-            await asyncio.shield(around.forsake())
+            await asyncio.shield(around.let_go())
             raise
 
     async def accept(

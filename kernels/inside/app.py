@@ -23,6 +23,7 @@ from jupyter_client.session import Session
 from traitlets import default
 
 from .duplicate import Reborn, is_own_socket, open_fds
+from .forks import own_pipes
 from .heartbeat import answer_when_asked
 from .kernel import GatewayKernel
 from .publisher import Publisher
@@ -161,8 +162,9 @@ class GatewayKernelApp(IPKernelApp):
         for fd in open_fds():
             kind = os.fstat(fd).st_mode
             own = fd in self.own_fds and fd > 2 and not stat.S_ISREG(kind) and not stat.S_ISCHR(kind)
-            if own or (stat.S_ISSOCK(kind) and is_own_socket(self, fd)):
+            if own or fd in own_pipes or (stat.S_ISSOCK(kind) and is_own_socket(self, fd)):
                 os.close(fd)
+        own_pipes.clear()
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, BoundedStream) and stream._should_watch:
                 os.dup2(stream._original_stdstream_copy, stream._original_stdstream_fd)

@@ -20,7 +20,7 @@ import traceback
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
-from .forks import become_nobodys_child, quiet_fork
+from .forks import become_nobodys_child, own_pipes, quiet_fork
 from .gpu import gpu_in_use
 
 _ANSWER_S = 3600  # its files are copied meanwhile; if nobody is there to answer, that is seen at once
@@ -168,7 +168,7 @@ def _open_files(app: Any) -> Iterator[tuple[int, str, str]]:
     """Those of the session's that a copy can't have for itself."""
     place = os.path.realpath(app.shell.starting_dir)
     for fd in open_fds():
-        if fd in app.own_fds:
+        if fd in app.own_fds or fd in own_pipes:
             continue
         try:
             mode, target = os.fstat(fd).st_mode, os.readlink(f"/proc/self/fd/{fd}")

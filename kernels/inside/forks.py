@@ -13,6 +13,9 @@ _SYSCALLS = {"x86_64": (56, 218), "aarch64": (220, 96)}  # clone, set_tid_addres
 _PR_GET_TID_ADDRESS = 40
 _libc = ctypes.CDLL(None)
 
+own_pipes: set[int] = set()
+"""To other copies, which are not the session's: a copy that becomes a session has no use for them."""
+
 
 def quiet_fork() -> int:
     """`os.fork()`, without the warning about threads, which the copy does not use."""

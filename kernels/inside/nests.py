@@ -22,6 +22,7 @@ NAMES = {"user": "user", "mount": "mnt", "ipc": "ipc", "uts": "uts", "network": 
 
 _MOST = "/proc/sys/user/max_user_namespaces"
 _PROC = "/run/proc"
+_MANY = b"1000000"
 _MOST_FDS = 64
 _ALIVE_S = 10.0
 
@@ -29,10 +30,10 @@ _ALIVE_S = 10.0
 def build(order: Mapping[str, Any], fds: list[int]) -> tuple[dict[str, Any], list[int]]:
     """Build them; {"init_pid": of the first process in them} and their descriptors, as `NAMES` has them.
 
-    `order`: `plan`, `trees`, `hostname` as in `walls`; `allowed`: for each user namespace from the outermost session's
-    to the source's, how many there may be in it, the new one included. `fds`: a socket whose other end, once closed,
-    ends all that is in the new ones; the source's pid namespace; the user namespaces of `allowed`; and the one that
-    the trees belong to, if there is one. Raises `WallError`.
+    `order`: `plan`, `trees`, `hostname` as in `walls`; `depth`, of how many sessions the source is a copy. `fds`: a
+    socket whose other end, once closed, ends all that is in the new ones; the source's pid namespace; user namespaces,
+    from that of the outermost session to the source's; and that which the trees belong to, if there is one.
+    Raises `WallError`.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     builder = os.fork()
@@ -44,7 +45,7 @@ def build(order: Mapping[str, Any], fds: list[int]) -> tuple[dict[str, Any], lis
     opened: list[int] = []
     try:
         _, limits = _told(ours)
-        with _raised(limits, order["allowed"]):
+        with _raised(limits):
             ours.send(b"{}")
             _told(ours)
         told, opened = _told(ours)
@@ -65,11 +66,11 @@ def build(order: Mapping[str, Any], fds: list[int]) -> tuple[dict[str, Any], lis
 
 
 @contextlib.contextmanager
-def _raised(limits: list[int], allowed: list[int]) -> Iterator[None]:
-    """For a moment there may be exactly one more: nobody else can have one if ours is made."""
+def _raised(limits: list[int]) -> Iterator[None]:
+    """For a moment user namespaces can be made in the sessions: by us, for the sessions' filters keep them from it."""
     try:
-        for fd, most in zip(limits, allowed):  # noqa: B905 - Python 3.9 has no strict
-            os.write(fd, str(most).encode())
+        for fd in limits:
+            os.pwrite(fd, _MANY, 0)
         yield
     finally:
         for fd in limits:
@@ -97,7 +98,7 @@ class _Builder:
     """Outside of the source's pid namespace, and so out of its sight, until everything but that has been made."""
 
     def __init__(self, order: Mapping[str, Any], fds: list[int], theirs: socket.socket) -> None:
-        levels = len(order["allowed"])
+        levels = order["depth"] + 1
         self._plan = order["plan"]
         self._order = order
         self._lifeline, self._pid_ns = fds[:2]

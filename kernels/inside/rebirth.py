@@ -64,7 +64,8 @@ def _become_another_process(reborn: Reborn) -> None:
         libc.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0)  # whoever ends it by its mark must be able to see that
     if "mark" in identity:
         carry(identity["mark"])
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if not namespaces:  # whose first process ends with the keeper; here the keeper is the parent
+            libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def carry(mark: str) -> None:
