@@ -11,17 +11,18 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import psutil
 import pytest
 import zmq.asyncio
 
-from kernels.engine import Limits
+from kernels.engine import Launch, Limits
 from kernels.engines.local import LocalEngine
 from kernels.errors import KernelGone, KernelsError, StartFailed
 from kernels.kernel import Kernel, duplicated, running
 from tests.gateways import keepers_of
-from tests.kernels.test_kernel import context, launch, run  # noqa: F401
+from tests.kernels.test_kernel import context, run  # noqa: F401
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="live duplicates need Linux")
 
@@ -44,9 +45,14 @@ async def walled(tmp_path: Path) -> AsyncIterator[LocalEngine]:
         yield made
 
 
+def launch(engine: LocalEngine, place: str, **changes: Any) -> Launch:
+    spec = engine.kernelspecs()["python3"]
+    return Launch(kernel_id=str(uuid4()), place=place, spec=spec, network="none", **changes)
+
+
 @asynccontextmanager
 async def started(engine: LocalEngine, zmq_context: zmq.asyncio.Context, **changes: Any) -> AsyncIterator[Kernel]:
-    async with running(engine, launch(engine, place="source", network="none", **changes), zmq_context, 60) as kernel:
+    async with running(engine, launch(engine, "source", **changes), zmq_context, 60) as kernel:
         await run(kernel, SETUP)
         yield kernel
 
@@ -61,7 +67,7 @@ async def copied(
         await engine.copy_files(of, place)
         await engine.copy_environment(of, place)
 
-    wanted = launch(engine, place=place, network="none", **changes)
+    wanted = launch(engine, place, **changes)
     async with duplicated(engine, source, wanted, fill, zmq_context, wait_s=5, timeout_s=30) as kernel:
         yield kernel
 
@@ -227,7 +233,7 @@ async def test_what_is_killed_half_way_leaves_nothing(
                 assert victim == "source"
                 assert await said(copy, "next(n)") == "2"
         except KernelsError as error:
-            assert isinstance(error, StartFailed | KernelGone), error
+            assert isinstance(error, StartFailed | KernelGone), error  # noqa: PT017 - or there is none
 
         if victim == "copy":
             assert await said(source, "next(n)") == "2"
