@@ -198,6 +198,7 @@ class _Builder:
         """Until whoever holds the other end of the lifeline lets go of it. No program: that could be looked into."""
         try:
             os.setsid()
+            system.set_name("session-init")
             roots.mount_proc(_PROC)
             roots.finish({})
             system.drop_capabilities("capabilities")

@@ -91,6 +91,11 @@ def prctl(wall: str, option: int, *arguments: int) -> int:
     return _check(_libc.prctl(ctypes.c_int(option), *padded), wall, f"prctl({option})")
 
 
+def set_name(name: str) -> None:
+    """As this process is listed."""
+    _libc.prctl(15, name.encode(), 0, 0, 0)
+
+
 def mount(wall: str, kind: str, target: str, flags: int, options: str = "") -> None:
     """Mount a new file system of a kind; an empty kind changes the mount that is there."""
     done = _libc.mount(kind.encode(), target.encode(), kind.encode(), ctypes.c_ulong(flags), options.encode() or None)

@@ -46,9 +46,9 @@ async def measure(rounds: int) -> None:
                 source = name.replace(" ", "-")
                 await api.run(source, code)
                 await copied(api, source, "fork")
-                taken = []
-                for _ in range(rounds):
-                    taken.append([*await copied(api, source, "fork"), *await copied(api, source, "snapshot")])
+                taken = [
+                    [*await copied(api, source, "fork"), *await copied(api, source, "snapshot")] for _ in range(rounds)
+                ]
                 medians = [statistics.median(column) for column in zip(*taken, strict=True)]
                 print(f"{name:10}" + "".join(f"{median:18.1f}" for median in medians), flush=True)
 
