@@ -14,7 +14,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,9 @@ from kernels.errors import StartFailed
 from kernels.inherited import Inherited, Kin, remove
 from kernels.journal import JournalWriter
 from kernels.logs import Log
+from kernels.offers import STRANGERS, Offer
 from kernels.processes import MARK
-from kernels.zygote import Behind, Forked
+from kernels.zygote import Behind, Forked, Zygote
 
 log = logging.getLogger(__name__)
 
@@ -102,6 +103,7 @@ class Child:
         self.waiting: asyncio.Task[Exit]
         self.walls = Walls()
         self.mark = f"{MARK}={order.kernel_id}"
+        self.zygote: Zygote | None = None  # which may command its walls
         self.folder = folder
         self._process: Started | Inherited | None = None
         self._group = group
@@ -130,38 +132,71 @@ class Child:
         """Whether somebody has to see to its memory: the system does where it has a group of its own."""
         return self._group is None and self.order.memory_bytes is not None
 
+    @property
+    def process(self) -> Started | Inherited:
+        assert self._process is not None
+        return self._process
+
+    def make_folder(self) -> Path:
+        """Where its sockets are, and those of offers to copies of it."""
+        self.folder.mkdir(mode=0o700, exist_ok=True)
+        return self.folder
+
     async def launch(self, forked: Forked | None = None) -> None:
         """Give what was forked its name, or start it the ordinary way. Raises `StartFailed`, `ZygoteFailed`."""
-        self.folder.mkdir(mode=0o700)
+        self.make_folder()
+        with self._opened_log() as output_fd:
+            if forked is not None:
+                await self._name(forked, output_fd)
+                self.zygote = forked.zygote
+            elif self.order.confine.get("plan"):
+                await self._confine(output_fd)
+            else:
+                self._start(output_fd)
+        self.waiting = asyncio.create_task(self._wait())
+        if forked is not None:
+            await forked.bound()
+        self._note_walls(self._process.walls if isinstance(self._process, Inherited) else [])
+
+    async def take_copy(self, offer: Offer, source: "Child") -> None:
+        """Be what has come to an offer. Raises `StartFailed`."""
+        with self._opened_log() as output_fd:
+            plan = self.order.confine.get("plan") or {}
+            self._process = await offer.accept(
+                self._identity(), output_fd, self._group, self._kin, seccomp=bool(plan.get("seccomp"))
+            )
+        self.zygote = source.zygote
+        self.waiting = asyncio.create_task(self._wait())
+        self._note_walls([wall for wall in source.walls.standing if wall != "cgroup"])
+        if self._process.exact:
+            self.walls = Walls(self.walls.standing, {**self.walls.missing, "source": STRANGERS})
+
+    @contextlib.contextmanager
+    def _opened_log(self) -> Iterator[int]:
         with contextlib.ExitStack() as stack:
             try:
                 output = stack.enter_context(Log(Path(self.order.log)).opened())
             except OSError as error:
                 raise StartFailed(f"The session's log can't be written: {error.strerror}") from None
             self.log_start = os.fstat(output.fileno()).st_size
-            if forked is not None:
-                await self._name(forked, output.fileno())
-            elif self.order.confine.get("plan"):
-                await self._confine(output.fileno())
-            else:
-                self._start(output.fileno())
-        self.waiting = asyncio.create_task(self._wait())
-        if forked is not None:
-            await forked.bound()
-        standing = self._process.walls if isinstance(self._process, Inherited) else []
+            yield output.fileno()
+
+    def _note_walls(self, standing: list[str]) -> None:
         groups = ["cgroup"] if self._group is not None else []
         self.walls = Walls((*standing, *groups), self.order.confine.get("missing", {}))
 
-    async def _name(self, forked: Forked, output_fd: int) -> None:
-        fork = self.order.fork or {}
-        identity = {
+    def _identity(self) -> dict[str, Any]:
+        return {
             "connection": self.connection,
             "connection_file": str(self.folder / "kernel.json"),
             "env": self.order.env,
             "cwd": self.order.cwd,
-            "overlay": fork.get("overlay"),
+            "overlay": (self.order.fork or {}).get("overlay"),
             "mark": self.mark.partition("=")[2],
         }
+
+    async def _name(self, forked: Forked, output_fd: int) -> None:
+        identity = self._identity()
         behind = dict(self.order.confine.get("behind") or {})
         if behind.get("trees"):
             behind["trees"] = {**behind["trees"], str(self.folder): "rw"}
@@ -216,6 +251,8 @@ class Child:
         await self._process.unreaped()
         if not (isinstance(self._process, Inherited) and self._process.exact):
             await asyncio.to_thread(processes.end_family, self.pid, self.mark)
+        elif self._process.shared and self._group is None:
+            await asyncio.to_thread(processes.end_all_beside, self._process.init_pid)
         exit_ = self._exit(await self._process.reaped())
         await self.end_group()
         return exit_
@@ -224,16 +261,18 @@ class Child:
         if self._group is not None:
             await asyncio.to_thread(remove, self._group)
 
-    def _exit(self, code: int) -> Exit:
+    def _exit(self, code: int | None) -> Exit:
         if self._out_of_memory:
             return Exit(signal=signal.SIGKILL, out_of_memory=True, reason=self._kill_reason or "")
         if self._kill_reason is not None:
             return Exit(signal=signal.SIGKILL, reason=self._kill_reason)
-        if code == -signal.SIGKILL and self._oom_killed():
+        if code in (-signal.SIGKILL, None) and self._oom_killed():
             limit = self.order.memory_bytes
             whole = self._group is not None and limit is not None
             what = f"the session used all of its {limit:,} bytes" if whole else "the system killed the kernel"
-            return Exit(signal=-code, out_of_memory=True, reason=f"Out of memory: {what}.")
+            return Exit(signal=signal.SIGKILL, out_of_memory=True, reason=f"Out of memory: {what}.")
+        if code is None:
+            return Exit(reason="The kernel ended; its exit code is not known.")
         if code >= 0:
             return Exit(code=code, reason=f"The kernel exited with code {code}.")
         return Exit(signal=-code, reason=f"The kernel was ended by signal {-code} ({processes.signal_name(-code)}).")

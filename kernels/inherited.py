@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from kernels import processes
 from kernels.cgroups import Group, Hierarchy
+from kernels.nests import Nest
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +22,7 @@ class Kin:
 
     def __init__(self, groups: Hierarchy | None = None) -> None:
         self.pids: set[int] = set()
-        self._groups = groups
+        self.groups = groups
         self._uids: set[int] = set()
 
     def take_uid(self, of: range) -> int | None:
@@ -35,10 +36,10 @@ class Kin:
 
     def new_group(self) -> Group | None:
         """A group that bounds nothing yet."""
-        if self._groups is None:
+        if self.groups is None:
             return None
         try:
-            return self._groups.group(secrets.token_hex(8))
+            return self.groups.group(secrets.token_hex(8))
         except OSError as error:
             log.warning("There is no group for one more kernel: %s", error)
             return None
@@ -59,6 +60,7 @@ class Inherited:
         self.init_pid = init_pid
         self.walls: list[str] = []  # that stand around it
         self.group: Group | None = None  # that it is in, with all that it starts
+        self.nest: Nest | None = None  # its namespaces, once others are to be inside of them
         self.on_end: Callable[[], None] = lambda: None
         self._uid = uid
         self._kin = kin
@@ -91,21 +93,40 @@ class Inherited:
         """Wait for its end; its number stays its own."""
         await asyncio.shield(self._over)
 
-    async def reaped(self) -> int:
-        """Wait for its end and that of all behind its walls; its exit code, negative for the signal that ended it."""
+    @property
+    def shared(self) -> bool:
+        """Whether copies of it are behind its walls too: these stay until the last one has ended."""
+        return self.nest is not None and self.nest.held > 1
+
+    async def reaped(self) -> int | None:
+        """Wait for its end and that of all behind its walls; its exit code, negative for the signal that ended it.
+
+        Where there are copies, what it has started may run yet. None: nobody can know.
+        """
         await self.unreaped()
-        code = _exit_code(self.pid)
+        code = await self._exit_code()
+        self._kin.pids.discard(self.pid)
+        if self.nest is not None:
+            await self.nest.let_go()
+        else:
+            await self.end_walls()
+        return code
+
+    async def _exit_code(self) -> int | None:
+        return _exit_code(self.pid)
+
+    async def end_walls(self) -> None:
+        """End all that is behind them; nobody needs them any more."""
         if self.init_pid is not None:  # which can't end before that is done
             os.kill(self.init_pid, signal.SIGKILL)
             await processes.gone(self.init_pid)
             _exit_code(self.init_pid)
-        self._kin.pids.difference_update(self.pids)
+            self._kin.pids.discard(self.init_pid)
         self._kin.give_back(self._uid)
-        return code
 
     def kill(self) -> None:
         if self.running:
-            os.kill(self.init_pid or self.pid, signal.SIGKILL)
+            os.kill(self.pid if self.shared else self.init_pid or self.pid, signal.SIGKILL)
 
     async def discard(self) -> None:
         """End it, whatever it does."""

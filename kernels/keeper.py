@@ -20,7 +20,8 @@ import sys
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -32,12 +33,13 @@ from kernels.children import Child, Journaling, MemoryWatch, Order, connection_a
 from kernels.disk_watch import DiskWatch
 from kernels.engine import Exit
 from kernels.errors import KernelGone, KernelsError, Refused, StartFailed
-from kernels.inherited import Kin, remove
+from kernels.inherited import Inherited, Kin, remove
 from kernels.journal import JournalWriter
 from kernels.logs import Log
+from kernels.offers import Offer
 from kernels.orphans import Orphans
 from kernels.pool import Pools, Wanted
-from kernels.zygote import Forked, ZygoteFailed, be_subreaper
+from kernels.zygote import Forked, Zygote, ZygoteFailed, be_subreaper
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +51,7 @@ _UNREAD_BYTES = 4 * 2**20  # answers that a gateway may leave unread
 _GRACE_S = 2.0  # without kernels and gateways
 _FIRST_GRACE_S = 15.0  # until the first gateway comes
 _MOST_SOCKETS = 65_536
+_INITS = "inits"  # the group of first processes that stay for copies
 _NAME = re.compile(r"[0-9A-Za-z_-]{1,64}")
 _CREDENTIALS = struct.Struct("3i")
 
@@ -61,11 +64,14 @@ def version() -> str:
         "cgroups",
         "children",
         "confined",
+        "copied",
         "disk_watch",
         "inherited",
         "journal",
         "keeper",
         "logs",
+        "nests",
+        "offers",
         "orphans",
         "pool",
         "processes",
@@ -128,6 +134,21 @@ class Gateway:
         self._writer.close()
 
 
+@dataclass(slots=True)
+class Offered:
+    """To be a kernel of this gateway, for a copy of another one."""
+
+    gateway: Gateway
+    source: Child
+    child: Child
+    offer: Offer
+
+    async def withdraw(self) -> None:
+        await self.offer.withdraw()
+        self.child.clear()
+        await self.child.end_group()
+
+
 class Keeper:
     """Serves until it has nothing left to keep."""
 
@@ -137,6 +158,7 @@ class Keeper:
         self._version = version
         self._children: dict[str, Child] = {}
         self._owners: dict[str, Gateway] = {}
+        self._offers: dict[str, Offered] = {}  # by the kernel that is to come of it
         self._journalings: dict[str, Journaling] = {}
         self._gateways: set[Gateway] = set()
         self._epoch = 0
@@ -190,6 +212,7 @@ class Keeper:
             await self._over.wait()
         finally:
             server.close()
+            await self._withdraw_all(None)
             for child in list(self._children.values()):
                 await child.kill("The keeper of this machine was told to end.")
             await self._pools.end()
@@ -239,7 +262,9 @@ class Keeper:
             log.warning("A connection was closed: %s", errors.exceptions[0])
         finally:
             self._gateways.discard(gateway)
+            gateway.left = True
             gateway.close()
+            await self._withdraw_all(gateway)
             self._end_soon(_GRACE_S)
 
     async def _answer(self, gateway: Gateway, request: dict[str, Any]) -> None:
@@ -261,6 +286,9 @@ class Keeper:
             "hello": self._hello,
             "prepare": self._prepare,
             "start": self._start,
+            "offer": self._offer,
+            "duplicate": self._duplicate,
+            "withdraw": self._withdraw,
             "adopt": self._adopt,
             "forget": self._forget,
             "interrupt": self._interrupt,
@@ -317,11 +345,100 @@ class Keeper:
                 "Kernel %s is started the ordinary way, what would have forked it has failed: %s", kernel_id, error
             )
             child = await self._started(gateway, wanted, kernel_name, None)
+        return await self._taken_on(gateway, child)
+
+    async def _taken_on(self, gateway: Gateway, child: Child) -> dict[str, Any]:
         self._tasks.create_task(self._keep(child))
         self._write_down(child)
         if self._over.is_set() or gateway.left:  # meanwhile
             await child.kill("It was ended.")
         return child.record(self.id)
+
+    async def _offer(self, gateway: Gateway, source: str, order: dict[str, Any], kernel_name: str) -> dict[str, Any]:
+        """Where a copy of a live kernel may report; it is nothing yet. `duplicate` or `withdraw` follows."""
+        self._check_start(gateway)
+        wanted = Order(**order)
+        original = self._commanded(gateway, source)
+        if original is None or not original.running:
+            raise StartFailed(f"The kernel {source!r} has ended.")
+        kernel_id = _plain(wanted.kernel_id)
+        if kernel_id in self._children or kernel_id in self._offers:
+            raise StartFailed(f"The kernel {kernel_id!r} runs already.")
+        zygote = await self._nest_builder(original, wanted) if _has_walls(original) else None
+        child = self._new_child(wanted, kernel_name, self._kin.new_group())
+        process = original.process
+        try:
+            self._check_start(gateway)
+            folder = child.make_folder()
+            inherited = process if isinstance(process, Inherited) else None
+            offer = Offer(inherited, original.pid, original.make_folder())
+            offered = self._offers[kernel_id] = Offered(gateway, original, child, offer)
+        except BaseException:
+            child.clear()
+            await child.end_group()
+            raise
+        try:
+            if zygote is not None:
+                self._set_init_apart(original)
+                confine = wanted.confine
+                behind = {**confine["behind"], "trees": {**confine["behind"]["trees"], str(folder): "rw"}}
+                offer.lodge(zygote, confine["plan"], behind)
+        except BaseException as error:
+            del self._offers[kernel_id]
+            await offered.withdraw()
+            if isinstance(error, OSError):
+                raise StartFailed(f"The kernel {source!r} can't be copied: {error}") from None
+            raise
+        return {"address": offer.address}
+
+    async def _nest_builder(self, original: Child, order: Order) -> Zygote:
+        """Raises `StartFailed` where a copy can't have walls of its own inside of those of the original."""
+        namespaces = order.confine.get("plan", {}).get("namespaces", ())
+        if not {"user", "mount", "pid"} <= set(namespaces):
+            raise StartFailed("A copy can't be behind the walls that this host gives.")
+        if "seccomp" not in original.walls.standing:  # which keeps it from what is allowed for a moment
+            raise StartFailed("A copy can't have walls of its own where the session has no filter of system calls.")
+        zygote = original.zygote
+        if os.geteuid() == 0 and (zygote is None or zygote.over.is_set()) and order.fork is not None:
+            zygote = await self._pools.of(Wanted.of(order.fork)).forking()
+        if zygote is None or zygote.over.is_set():
+            raise StartFailed("The process that has put up the session's walls has ended.")
+        return zygote
+
+    def _set_init_apart(self, original: Child) -> None:
+        """From its group: it stays as long as there are copies, the rest of the group does not."""
+        process = original.process
+        if self._kin.groups is not None and isinstance(process, Inherited) and process.init_pid is not None:
+            with contextlib.suppress(OSError):
+                self._kin.groups.group(_INITS).add(process.init_pid)
+
+    async def _duplicate(self, gateway: Gateway, kernel_id: str) -> dict[str, Any]:
+        """Take in the copy that has come, or comes soon, to an offer."""
+        offered = self._offers.get(_plain(kernel_id))
+        if offered is None or offered.gateway is not gateway:
+            raise StartFailed(f"Nothing was offered for the kernel {kernel_id!r}.")
+        del self._offers[kernel_id]
+        try:
+            self._check_start(gateway)
+            take = partial(offered.child.take_copy, offered.offer, offered.source)
+        except BaseException:
+            await offered.withdraw()
+            raise
+        await self._launched(gateway, offered.child, take)
+        return await self._taken_on(gateway, offered.child)
+
+    async def _withdraw(self, gateway: Gateway, kernel_id: str) -> None:
+        offered = self._offers.get(_plain(kernel_id))
+        if offered is not None and offered.gateway is gateway:
+            del self._offers[kernel_id]
+            await offered.withdraw()
+
+    async def _withdraw_all(self, gateway: Gateway | None) -> None:
+        """Those of a gateway that has left, or of all."""
+        for kernel_id, offered in list(self._offers.items()):
+            if gateway is None or offered.gateway is gateway:
+                del self._offers[kernel_id]
+                await offered.withdraw()
 
     def _check_start(self, gateway: Gateway) -> None:
         if self._retiring or self._over.is_set() or gateway.left:
@@ -333,26 +450,29 @@ class Keeper:
             self._check_start(gateway)  # meanwhile it may have left
             if order.kernel_id in self._children:
                 raise StartFailed(f"The kernel {order.kernel_id!r} runs already.")
-            return await self._launched(gateway, order, kernel_name, forked)
+            child = self._new_child(order, kernel_name, forked.group if forked is not None else self._kin.new_group())
+            await self._launched(gateway, child, partial(child.launch, forked))
         except BaseException:
             if forked is not None:
                 await forked.discard()
             raise
+        return child
 
-    async def _launched(self, gateway: Gateway, order: Order, kernel_name: str, forked: Forked | None) -> Child:
-        """Raises `StartFailed`, `ZygoteFailed`; then nothing of it stays, and what was forked is still the caller's."""
-        kernel_id = order.kernel_id
-        folder = self._runtime / kernel_id.replace("-", "")[:12]
+    def _new_child(self, order: Order, kernel_name: str, group: cgroups.Group | None) -> Child:
+        folder = self._runtime / order.kernel_id.replace("-", "")[:12]
         connection = connection_at(folder, kernel_name)
-        group = _limited(forked.group if forked is not None else self._kin.new_group(), order)
-        child = Child(order, connection, folder, group=group, kin=self._kin)
+        return Child(order, connection, folder, group=_limited(group, order), kin=self._kin)
+
+    async def _launched(self, gateway: Gateway, child: Child, launch: Callable[[], Awaitable[None]]) -> None:
+        """Raises `StartFailed`, `ZygoteFailed`; then nothing of it stays, but what was forked is still the caller's."""
+        kernel_id = child.id
         self._children[kernel_id], self._owners[kernel_id] = child, gateway
         try:
-            writer = JournalWriter(self._folders.journals / kernel_id, order.journal_bytes)
+            writer = JournalWriter(self._folders.journals / kernel_id, child.order.journal_bytes)
             self._write_down(child)  # before it runs: after our death it is found by its mark
             self._launching += 1
             try:
-                await child.launch(forked)
+                await launch()
             finally:
                 self._launching -= 1
             self._journalings[kernel_id] = Journaling(self._context, child, writer, lambda: self._heard(child))
@@ -361,7 +481,6 @@ class Keeper:
             self._folders.forget(kernel_id)
             await child.end_group()
             raise
-        return child
 
     async def _forked(self, order: Order) -> Forked | None:
         """None if it is to be started the ordinary way."""
@@ -473,6 +592,10 @@ def _limited(group: cgroups.Group | None, order: Order) -> cgroups.Group | None:
             remove(group)
             return None
     return group
+
+
+def _has_walls(child: Child) -> bool:
+    return isinstance(child.process, Inherited) and child.process.exact
 
 
 def _plain(kernel_id: str) -> str:

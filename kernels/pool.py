@@ -110,6 +110,13 @@ class Pool:
                     log.warning("A kernel of %s is not forked: %s", self.name, error)
         return None
 
+    async def forking(self) -> Zygote | None:
+        """The process that forks them, if there is one to be had."""
+        self.used_at = time.monotonic()
+        self._wake.set()
+        await self._settled.wait()
+        return self.zygote if self.zygote is not None and not self.zygote.over.is_set() else None
+
     async def _forked(self, zygote: Zygote) -> Forked:
         """Raises `ZygoteFailed`."""
         plan = dict(self.wanted.plan)

@@ -18,6 +18,7 @@ import psutil
 MARK = "SESSION_GATEWAY_KERNEL"  # in the environment of all that runs for a kernel or a setup
 
 _CAP_SYS_RESOURCE = 24
+_MOST_ROUNDS = 100
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
 
@@ -41,6 +42,14 @@ async def gone(pid: int) -> None:
         pidfd = os.pidfd_open(pid)
     except ProcessLookupError:
         return
+    try:
+        await over(pidfd)
+    finally:
+        os.close(pidfd)
+
+
+async def over(pidfd: int) -> None:
+    """Wait for the end of the process that a descriptor stands for."""
     loop = asyncio.get_running_loop()
     readable: asyncio.Future[None] = loop.create_future()
     loop.add_reader(pidfd, _set, readable)
@@ -48,7 +57,6 @@ async def gone(pid: int) -> None:
         await readable
     finally:
         loop.remove_reader(pidfd)
-        os.close(pidfd)
 
 
 def _set(readable: "asyncio.Future[None]") -> None:
@@ -121,6 +129,25 @@ def end_family(pid: int | None, mark: str) -> int:
         count += end(alive)
         psutil.wait_procs([one for one in alive if one.pid != pid], timeout=0.2)
     return count
+
+
+def end_all_beside(pid: int | None) -> None:
+    """End all other processes of a process's pid namespace, but not those of the namespaces inside of it."""
+    namespace = os.stat(f"/proc/{pid}/ns/pid").st_ino
+    for _ in range(_MOST_ROUNDS):
+        found = [other for other in psutil.pids() if other != pid and _is_in(other, namespace)]
+        if not found:
+            break
+        for other in found:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(other, signal.SIGKILL)
+        time.sleep(_TICK_S)
+
+
+def _is_in(pid: int, namespace: int) -> bool:
+    with contextlib.suppress(OSError, psutil.Error):
+        return os.stat(f"/proc/{pid}/ns/pid").st_ino == namespace and _runs(psutil.Process(pid))
+    return False
 
 
 def _runs(process: psutil.Process) -> bool:

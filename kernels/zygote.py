@@ -77,18 +77,18 @@ class Forked(Inherited):
         kin: Kin, uid: int | None,
     ) -> None:  # fmt: skip
         super().__init__(pid, init_pid, kin, uid)
-        self._zygote = zygote
+        self.zygote = zygote
         self._user_ns = user_ns
         self._channel = channel
         self._bound = asyncio.Event()
 
     @property
     def zygote_runs(self) -> bool:
-        return not self._zygote.over.is_set()
+        return not self.zygote.over.is_set()
 
     async def name(self, identity: Mapping[str, Any], output_fd: int, behind: Behind) -> None:
         """Tell it who it is. Raises `ZygoteFailed`; then it has ended, or is the caller's to end."""
-        trees = await self._zygote.open_trees(behind.trees, self._user_ns) if behind.trees else {}
+        trees = await self.zygote.open_trees(behind.trees, self._user_ns) if behind.trees else {}
         order = {"trees": list(trees), "hostname": behind.hostname, "limits": behind.limits}
         file = _in_memory(json.dumps(identity).encode())
         try:
@@ -129,7 +129,7 @@ class Forked(Inherited):
             os.close(self._user_ns)
             self._user_ns = None
 
-    async def reaped(self) -> int:
+    async def reaped(self) -> int | None:
         await self.unreaped()
         self._close()
         return await super().reaped()
@@ -212,6 +212,10 @@ class Zygote:
         """Detached mounts of these paths, the caller's to close. Raises `ZygoteFailed`."""
         told, fds = await self._ask({"trees": dict(paths)}, [] if user_ns is None else [user_ns])
         return dict(zip(told["opened"], fds, strict=True))
+
+    async def nest(self, order: Mapping[str, Any], fds: Sequence[int]) -> Answer:
+        """Namespaces inside of a session's, and {"init_pid"}: see `inside/nests.py`. Raises `ZygoteFailed`."""
+        return await self._ask({"nest": order}, fds)
 
     async def _ask(self, request: Mapping[str, Any], fds: Sequence[int]) -> Answer:
         async with self._turn:

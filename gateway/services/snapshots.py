@@ -341,6 +341,7 @@ class SnapshotService:
         except BaseException:
             await asyncio.shield(copy.ending.aclose())
             raise
+        await self._sessions.start(live)  # it runs: this only waits until that is told by the document
         not_carried = [UnsavedVariable(name=one.path, type="file", reason=one.reason, part=False) for one in skipped]
         return Carried(live.session, "fork", None, not_carried)
 

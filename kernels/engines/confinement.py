@@ -17,8 +17,9 @@ from typing import Any, Literal
 from kernels import cgroups, sandbox
 from kernels.confined import command
 from kernels.engine import Kernelspec, Launch
-from kernels.errors import WallsMissing
+from kernels.errors import StartFailed, WallsMissing
 from kernels.inherited import Kin
+from kernels.offers import STRANGERS
 from kernels.sandbox import HostWalls
 
 Isolation = Literal["strict", "best-effort", "none"]
@@ -68,6 +69,11 @@ class Confinement:
     def confines(self) -> bool:
         """Whether a kernel sees folders of its own alone."""
         return self.host.stands("user") and self.host.stands("mount")
+
+    def check_copy(self) -> None:
+        """Raises `StartFailed` where no kernel may be a copy of a live one."""
+        if self._isolation == "strict":
+            raise StartFailed(f"Isolation is strict, and of a copy of a live kernel it holds that {STRANGERS}.")
 
     def of(self, launch: Launch, interpreters: Iterable[Path], trees: dict[str, str]) -> Confined:
         """The walls of one kernel, with what it reads to run, and `trees` ("rw", "ro") of its own."""

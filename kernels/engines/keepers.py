@@ -46,7 +46,7 @@ class KeptProcess:
         self.mark = f"{MARK}={record['mark']}"
         self.walls = Walls(**record["walls"])
         self.taken = False  # by another gateway: it is not ours to end
-        self._keeper = keeper
+        self.keeper = keeper  # None: it has ended, and nobody keeps it
         self._log = Log(Path(record["log"]))
         self._log_start: int = record["log_start"]
         self._heard = asyncio.Event()
@@ -94,20 +94,20 @@ class KeptProcess:
 
     async def forget(self) -> bool:
         """Have what is kept of it removed, once it has ended; False if there is nobody to do so."""
-        if self._keeper is None or self._keeper.lost:
+        if self.keeper is None or self.keeper.lost:
             return False
-        self._keeper.processes.pop(self.kernel_id, None)
+        self.keeper.processes.pop(self.kernel_id, None)
         try:
-            await self._keeper.ask("forget", kernel_id=self.kernel_id)
+            await self.keeper.ask("forget", kernel_id=self.kernel_id)
         except KernelsError:
             return False
         return True
 
     async def _ask(self, action: str, otherwise: Any, **arguments: Any) -> Any:
         """Also when whoever asks has left: what was begun goes on."""
-        if self.running and self._keeper is not None:
+        if self.running and self.keeper is not None:
             with contextlib.suppress(KeeperLost, Refused):  # then it has ended for us
-                return await self._keeper.ask(action, kernel_id=self.kernel_id, **arguments)
+                return await self.keeper.ask(action, kernel_id=self.kernel_id, **arguments)
         return otherwise
 
 
@@ -143,6 +143,10 @@ class Keeper:
     def start(self, kernel_id: str, kernel_name: str, order: Mapping[str, Any]) -> "asyncio.Future[KeptProcess]":
         arguments = {"order": order, "kernel_name": kernel_name}
         return self._send("start", arguments, lambda record: self._process(kernel_id, record))
+
+    def duplicate(self, kernel_id: str) -> "asyncio.Future[KeptProcess]":
+        """What has come to an `offer` for this kernel."""
+        return self._send("duplicate", {"kernel_id": kernel_id}, lambda record: self._process(kernel_id, record))
 
     def adopt(self, kernel_id: str) -> "asyncio.Future[KeptProcess]":
         return self._send("adopt", {"kernel_id": kernel_id}, lambda record: self._process(kernel_id, record))

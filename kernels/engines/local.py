@@ -139,13 +139,33 @@ class LocalEngine:
     @asynccontextmanager
     async def start(self, launch: Launch) -> AsyncIterator[KeptProcess]:
         place, env = await self._prepare(launch)
+        order = await self._order(launch, place, env)
+        keeper = await self._keepers.starter()
+        starting = keeper.start(launch.kernel_id, launch.spec.name, order)
+        async with self._commanded(await self._come(starting)) as process:
+            yield process
+
+    async def _come(self, starting: "asyncio.Future[KeptProcess]") -> KeptProcess:
+        """What a keeper was asked for. Raises `StartFailed`."""
+        try:
+            return await asyncio.shield(starting)
+        except asyncio.CancelledError:  # what was ordered comes, and must not stay
+            with contextlib.suppress(KernelsError):
+                await self._settled(await starting)
+            raise
+        except StartFailed:
+            raise
+        except KernelsError as error:
+            raise StartFailed(str(error)) from None
+
+    async def _order(self, launch: Launch, place: Path, env: dict[str, str]) -> dict[str, Any]:
         provisioner = LocalProvisioner(
             kernel_id=launch.kernel_id,
             kernel_spec=KernelSpec(argv=self._argv(launch), resource_dir=launch.spec.resource_dir),
         )
         ready = await provisioner.pre_launch(env=env, cwd=str(place / "workspace"))
         confined = await self._confined(launch)
-        order = {
+        return {
             "kernel_id": launch.kernel_id,
             "argv": ready["cmd"],
             "env": ready["env"],
@@ -162,20 +182,6 @@ class LocalEngine:
             "fork": await self._fork(launch),
             "confine": {"plan": confined.plan, "behind": confined.behind, "missing": confined.missing},
         }
-        keeper = await self._keepers.starter()
-        starting = keeper.start(launch.kernel_id, launch.spec.name, order)
-        try:
-            process = await asyncio.shield(starting)
-        except asyncio.CancelledError:  # what was ordered comes, and must not stay
-            with contextlib.suppress(KernelsError):
-                await self._settled(await starting)
-            raise
-        except StartFailed:
-            raise
-        except KernelsError as error:
-            raise StartFailed(str(error)) from None
-        async with self._commanded(process):
-            yield process
 
     async def _fork(self, launch: Launch) -> dict[str, Any] | None:
         """What a kernel can be forked from; None if it has to be started the ordinary way."""
@@ -223,8 +229,28 @@ class LocalEngine:
     async def duplicate(
         self, source: str, launch: Launch, fork: Callable[[str], Awaitable[object]]
     ) -> AsyncIterator[KeptProcess]:
-        raise StartFailed("Not offered yet.")
-        yield
+        original = self._ours.get(source)
+        keeper = original.keeper if original is not None else None
+        if original is None or keeper is None:
+            raise StartFailed(f"The kernel {source!r} is not there.")
+        self._confinement.check_copy()
+        place, env = await self._prepare(launch, filled=False)
+        order = await self._order(launch, place, env)
+        try:
+            told = await keeper.ask("offer", source=source, order=order, kernel_name=launch.spec.name)
+        except StartFailed:
+            raise
+        except KernelsError as error:
+            raise StartFailed(str(error)) from None
+        try:
+            await fork(told["address"])
+            await self._prepare(launch)
+        except BaseException:
+            with contextlib.suppress(KernelsError):
+                await asyncio.shield(keeper.ask("withdraw", kernel_id=launch.kernel_id))
+            raise
+        async with self._commanded(await self._come(keeper.duplicate(launch.kernel_id))) as process:
+            yield process
 
     @asynccontextmanager
     async def adopt(self, kernel_id: str) -> AsyncIterator[KeptProcess]:
@@ -301,8 +327,11 @@ class LocalEngine:
             self._marks.discard(mark)
             self._folders.record(mark).unlink(missing_ok=True)
 
-    async def _prepare(self, launch: Launch) -> tuple[Path, dict[str, str]]:
-        """The folder of a place and the environment of its processes, made where they are missing."""
+    async def _prepare(self, launch: Launch, *, filled: bool = True) -> tuple[Path, dict[str, str]]:
+        """The folder of a place and the environment of its processes, made where they are missing.
+
+        With `filled` off its environment is an empty folder, for what is copied to it later.
+        """
         place = self._place(launch.place)
         env = dict(self._passed_on)
         env.update(
@@ -315,7 +344,7 @@ class LocalEngine:
             interpreter = await self._interpreter(launch.spec)
             overlay = Overlay(place / "overlay")
             env.update(overlay.env())
-        await asyncio.to_thread(self._make_place, launch.place, overlay, interpreter)
+        await asyncio.to_thread(self._make_place, launch.place, overlay, interpreter if filled else None)
         if self._confinement.confines:
             env["TMPDIR"] = "/tmp"  # noqa: S108 - its own
         env.update(launch.spec.env)
@@ -328,6 +357,8 @@ class LocalEngine:
             (self._place(place) / name).mkdir(parents=True, exist_ok=True, mode=0o700)
         if overlay is not None and interpreter is not None:
             overlay.prepare(interpreter)
+        elif overlay is not None:
+            overlay.root.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._exchanges.make(place)
 
     def _argv(self, launch: Launch) -> list[str]:

@@ -23,6 +23,7 @@ from jupyter_client.session import Session
 from traitlets import default
 
 from .duplicate import Reborn, is_own_socket, open_fds
+from .forks import own_pipes
 from .heartbeat import answer_when_asked
 from .kernel import GatewayKernel
 from .publisher import Publisher
@@ -170,10 +171,11 @@ class GatewayKernelApp(IPKernelApp):
                 ours = fd > 2 and not stat.S_ISREG(kind) and not stat.S_ISCHR(kind)
             else:
                 ours = stat.S_ISSOCK(kind) and is_own_socket(self, fd)
-                if not ours:
+                if not ours and fd not in own_pipes:
                     self._session_fds.add(fd)
-            if ours:
+            if ours or fd in own_pipes:
                 os.close(fd)
+        own_pipes.clear()
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, BoundedStream) and stream._should_watch:
                 os.dup2(stream._original_stdstream_copy, stream._original_stdstream_fd)
@@ -189,6 +191,7 @@ class GatewayKernelApp(IPKernelApp):
     def reconnect(self, identity: dict[str, Any]) -> None:
         """In such a copy: all that a connection needs anew, around the same loop, kernel and streams."""
         self.connection_file = identity["connection_file"]
+        self.on_bound = _nothing
         self.load_connection_info(identity["connection"])
         self._renew_loop()
         self._open_sockets()
@@ -240,6 +243,10 @@ class GatewayKernelApp(IPKernelApp):
                 socket.close()
         assert self.context is not None
         self.context.term()
+
+
+def _nothing() -> None:
+    pass
 
 
 def _echoes() -> bool:

@@ -7,6 +7,7 @@ and then serves with the same application, kernel and shell, so that whatever th
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import random
 import signal
@@ -19,21 +20,23 @@ import traceback
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
-from .forks import become_nobodys_child, quiet_fork
+from .forks import become_nobodys_child, own_pipes, quiet_fork
 from .gpu import gpu_in_use
 
-_ANSWER_S = 30
+_ANSWER_S = 3600  # its files are copied meanwhile; if nobody is there to answer, that is seen at once
 _MESSAGE_BYTES = 1_000_000
 _MOST_FDS = 16
+_PR_GET_DUMPABLE, _PR_SET_DUMPABLE = 3, 4
 
 
 class Reborn(SystemExit):
     """In the copy: leaves the loop of the kernel that it is a copy of."""
 
-    def __init__(self, identity: dict[str, Any], connection: socket.socket) -> None:
+    def __init__(self, identity: dict[str, Any], connection: socket.socket, namespaces: list[int]) -> None:
         super().__init__(0)
         self.identity = identity
         self.connection = connection
+        self.namespaces = namespaces  # to enter, as `identity["namespaces"]` names them
 
 
 def duplicate(app: Any, address: str) -> dict[str, Any]:
@@ -45,12 +48,25 @@ def duplicate(app: Any, address: str) -> dict[str, Any]:
         stream.flush()
     random_state = random.getstate()
     began = time.perf_counter()
-    first = quiet_fork()
-    if first == 0:
-        _be_the_copy(app, address, random_state)
+    with _closed_to_others():
+        first = quiet_fork()
+        if first == 0:
+            _be_the_copy(app, address, random_state)
     with contextlib.suppress(ChildProcessError):  # the session does not want to hear of children
         os.waitpid(first, 0)
     return {"pause_ms": (time.perf_counter() - began) * 1000}
+
+
+@contextlib.contextmanager
+def _closed_to_others() -> Iterator[None]:
+    """A copy that is made meanwhile can't be looked into by processes of this session, from its first moment on."""
+    libc = ctypes.CDLL(None)
+    before = libc.prctl(_PR_GET_DUMPABLE, 0, 0, 0, 0)
+    libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+    try:
+        yield
+    finally:
+        libc.prctl(_PR_SET_DUMPABLE, before, 0, 0, 0)
 
 
 def _be_the_copy(app: Any, address: str, random_state: Any) -> NoReturn:
@@ -68,18 +84,17 @@ def _be_the_copy(app: Any, address: str, random_state: Any) -> NoReturn:
     except BaseException as error:
         last_words(error)
     if fds:
-        for fd in (1, 2):
-            os.dup2(fds[0], fd)
-        for fd in fds:
-            os.close(fd)
-    raise Reborn(identity, connection)
+        copies = [getattr(stream, "_original_stdstream_copy", fd) for stream, fd in ((sys.stdout, 1), (sys.stderr, 2))]
+        for fd in {1, 2, *copies}:
+            os.dup2(fds[0], fd, inheritable=fd <= 2)
+        os.close(fds[0])
+    raise Reborn(identity, connection, fds[1:])
 
 
 def last_words(error: BaseException) -> NoReturn:
     """End a copy, with what went wrong in the kernel's log."""
-    copy = getattr(sys.stderr, "_original_stdstream_copy", 2)
     with contextlib.suppress(OSError):
-        os.write(copy, "".join(traceback.format_exception(type(error), error, error.__traceback__)).encode())
+        os.write(2, "".join(traceback.format_exception(type(error), error, error.__traceback__)).encode())
     os._exit(1)
 
 
@@ -153,7 +168,7 @@ def _open_files(app: Any) -> Iterator[tuple[int, str, str]]:
     """Those of the session's that a copy can't have for itself."""
     place = os.path.realpath(app.shell.starting_dir)
     for fd in open_fds():
-        if fd in app.own_fds:
+        if fd in app.own_fds or fd in own_pipes:
             continue
         try:
             mode, target = os.fstat(fd).st_mode, os.readlink(f"/proc/self/fd/{fd}")
@@ -197,20 +212,28 @@ def _flags(fd: int) -> int:
     return fcntl.fcntl(fd, fcntl.F_GETFL)
 
 
-def reopen_files(app: Any, before: str, after: str) -> None:
-    """Files that were open have a place of their own from now on; those among the session's files are the copy's."""
+def opened_files(app: Any, but: list[int]) -> dict[int, str]:
+    """Files and folders that the session has open, by descriptor, with their paths."""
+    found = {}
     for fd in open_fds():
-        if fd in app.own_fds or fd <= 2:
-            continue
+        if fd not in app.own_fds and fd > 2 and fd not in but:
+            kind = os.fstat(fd).st_mode
+            if stat.S_ISREG(kind) or stat.S_ISDIR(kind):
+                found[fd] = os.readlink(f"/proc/self/fd/{fd}")
+    return found
+
+
+def reopen_files(opened: dict[int, str], before: str, after: str) -> None:
+    """Files that were open have a place of their own from now on; those among the session's files are the copy's."""
+    for fd, target in opened.items():
         with contextlib.suppress(FileNotFoundError):
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                continue
-            target = os.readlink(f"/proc/self/fd/{fd}")
+            is_folder = stat.S_ISDIR(os.fstat(fd).st_mode)
             path = f"/proc/self/fd/{fd}" if target.endswith(" (deleted)") else moved(target, before, after)
             flags = _flags(fd) & (os.O_ACCMODE | os.O_APPEND | os.O_NONBLOCK)
-            inheritable, at = os.get_inheritable(fd), os.lseek(fd, 0, os.SEEK_CUR)
+            inheritable, at = os.get_inheritable(fd), 0 if is_folder else os.lseek(fd, 0, os.SEEK_CUR)
             own = os.open(path, flags | os.O_CLOEXEC)
-            os.lseek(own, at, os.SEEK_SET)
+            if at:
+                os.lseek(own, at, os.SEEK_SET)
             os.dup2(own, fd, inheritable)
             os.close(own)
 

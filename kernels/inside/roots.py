@@ -61,7 +61,7 @@ def build(plan: Mapping[str, Any], trees: Mapping[str, int]) -> None:
         os.symlink(target, f"dev/{name}")
     os.symlink("../tmp", "var/tmp")
     if "pid" in plan["namespaces"]:
-        _mount_proc()
+        mount_proc()
     system.pivot_root("mount")
     os.umask(before)
 
@@ -87,8 +87,12 @@ def _place(trees: Mapping[str, int]) -> None:
         system.move_mount("mount", trees[path], target)
 
 
-def _mount_proc() -> None:
+def mount_proc(before: str = "") -> None:
+    """That of our pid namespace; `before` is where another one is, without which it would not be allowed, and goes."""
     system.mount("pid", "proc", "proc", _SAFE | system.MS_NOEXEC)
+    if before:
+        system.unmount("pid", before)
+        os.rmdir(before)
     with open("proc/sys/user/max_user_namespaces", "wb") as most:
         most.write(b"0")  # inside: a namespace of its own would give a session capabilities in it
     for name in _READ_ONLY_PROC:

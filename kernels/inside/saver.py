@@ -23,7 +23,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from .forks import become_nobodys_child, quiet_fork
+from .forks import become_nobodys_child, own_pipes, quiet_fork
 
 _NICENESS = 10
 _LOW_IO_PRIORITY = 2 << 13 | 7  # the last of the usual class
@@ -63,7 +63,7 @@ class Saver:
                 raise SaverFailed(f"Saving took longer than {timeout_s:g} s and was ended.")
         finally:
             asyncio.get_running_loop().remove_reader(self._pipe)
-            os.close(self._pipe)
+            _close(self._pipe)
         return self._parsed()
 
     def _read(self, ended: asyncio.Future[None]) -> None:
@@ -100,10 +100,11 @@ def fork(work: Work, quieten: Callable[[], None]) -> Saver:
     oom_kills, random_state = _oom_kills(), random.getstate()
     libc, ioprio_set = ctypes.CDLL(None), _IOPRIO_SET.get(os.uname().machine)
     pipe, copys_end = os.pipe()
+    own_pipes.add(pipe)
     try:
         first = quiet_fork()
     except BaseException:
-        os.close(pipe)
+        _close(pipe)
         os.close(copys_end)
         raise
     if first == 0:
@@ -116,9 +117,14 @@ def fork(work: Work, quieten: Callable[[], None]) -> Saver:
         os.waitpid(first, 0)
     pid = os.read(pipe, _PID_WIDTH) if begun else b""
     if not pid:
-        os.close(pipe)
+        _close(pipe)
         raise OSError(errno.EAGAIN, "the copy did not come to life")
     return Saver(int(pid), pipe, oom_kills)
+
+
+def _close(pipe: int) -> None:
+    own_pipes.discard(pipe)
+    os.close(pipe)
 
 
 def _be_the_copy(

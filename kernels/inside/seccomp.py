@@ -1,7 +1,8 @@
 """The system calls that a session may not make: those that reach the kernel's own workings, not what programs need.
 
-What is refused is what container runtimes refuse. Mounting, `unshare` and `setns` are left: without capabilities,
-and with user namespaces off, they can do nothing, and a session that is duplicated needs them once more.
+What is refused is what container runtimes refuse. Mounting and `setns` are left: without capabilities, they can do
+nothing, and a copy of a session needs `setns` once. User namespaces are refused here too, not only by their number
+being zero: for the sake of a copy that is made from outside it is not, for a moment.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import errno
 import functools
 import struct
 
-from .system import MACHINE, WallError, call
+from .system import CLONE_NEWUSER, MACHINE, WallError, call
 
 # Calls by number: x86_64, aarch64 (None: not there).
 _REFUSED = {
@@ -55,8 +56,14 @@ _REFUSED = {
     "vhangup": (153, 58),
 }
 # As if the system were too old for them: libraries then go the ordinary way.
-_UNKNOWN = {"io_uring_setup": (425, 425), "io_uring_enter": (426, 426), "io_uring_register": (427, 427)}
+_UNKNOWN = {
+    "io_uring_setup": (425, 425),
+    "io_uring_enter": (426, 426),
+    "io_uring_register": (427, 427),
+    "clone3": (435, 435),  # whose flags can't be seen from here: `clone` is used instead
+}
 
+_UNSHARE, _CLONE = (272, 97), (56, 220)
 _PERSONALITY, _SOCKET, _IOCTL = (135, 92), (41, 198), (16, 29)
 _PERSONALITIES = (0x0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF)  # Linux, with the names and sizes of old releases; and asking
 _FAMILIES = (1, 2, 10, 16)  # unix, IPv4, IPv6, netlink. Not vsock: it passes by network namespaces, to the host
@@ -65,7 +72,7 @@ _TERMINAL_INPUT = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX: typing into a terminal
 _ARCHITECTURE = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _X32 = 0x40000000
 
-_LOAD, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06
+_LOAD, _EQUAL, _AT_LEAST, _ANY_OF, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _NUMBER_AT, _ARCHITECTURE_AT, _ARGUMENTS_AT = 0, 4, 16
 _ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
 
@@ -91,6 +98,14 @@ def filter_program(machine: str = MACHINE) -> bytes:
     program += _by_argument(_PERSONALITY[column], 0, _PERSONALITIES, errno.EPERM, allowed=True)
     program += _by_argument(_SOCKET[column], 0, _FAMILIES, errno.EAFNOSUPPORT, allowed=True)
     program += _by_argument(_IOCTL[column], 1, _TERMINAL_INPUT, errno.EPERM, allowed=False)
+    for making in (_UNSHARE, _CLONE):
+        program += [
+            _step(_EQUAL, making[column], 0, 4),
+            _step(_LOAD, _ARGUMENTS_AT),
+            _step(_ANY_OF, CLONE_NEWUSER, 0, 1),
+            _step(_RETURN, _ERRNO | errno.EPERM),
+            _step(_RETURN, _ALLOW),
+        ]
     for calls, number in ((_REFUSED, errno.EPERM), (_UNKNOWN, errno.ENOSYS)):
         for numbers in calls.values():
             refused = numbers[column]

@@ -21,6 +21,8 @@ MNT_DETACH = 2
 MOUNT_RDONLY, MOUNT_NOSUID, MOUNT_NODEV, MOUNT_NOEXEC = 1, 2, 4, 8
 MOUNT_IDMAP = 0x100000
 
+PR_SET_PDEATHSIG = 1
+PR_GET_DUMPABLE = 3
 PR_SET_DUMPABLE = 4
 PR_SET_KEEPCAPS = 8
 PR_CAPBSET_DROP = 24
@@ -87,6 +89,11 @@ def setns(wall: str, fd: int, flags: int) -> None:
 def prctl(wall: str, option: int, *arguments: int) -> int:
     padded = [ctypes.c_ulong(one) for one in (*arguments, 0, 0, 0, 0)[:4]]
     return _check(_libc.prctl(ctypes.c_int(option), *padded), wall, f"prctl({option})")
+
+
+def set_name(name: str) -> None:
+    """As this process is listed."""
+    _libc.prctl(15, name.encode(), 0, 0, 0)
 
 
 def mount(wall: str, kind: str, target: str, flags: int, options: str = "") -> None:

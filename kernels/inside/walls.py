@@ -26,7 +26,7 @@ Plan = Mapping[str, Any]
 
 INSIDE_ID = 1000  # of user and group, as a session sees itself
 
-_NAMESPACES = {
+NAMESPACES = {
     "user": system.CLONE_NEWUSER,
     "mount": system.CLONE_NEWNS,
     "pid": system.CLONE_NEWPID,
@@ -57,7 +57,7 @@ def enter(read_only: Mapping[str, str] | None = None) -> None:
     """
     uid, gid = os.geteuid(), os.getegid()
     system.unshare("user", system.CLONE_NEWUSER | system.CLONE_NEWNS)
-    _map_own(uid, gid, uid, gid)
+    map_own(uid, gid, uid, gid)
     roots.make_private()
     for path in read_only or ():
         tree = system.open_tree("mount", path, _ATTRIBUTES | system.MOUNT_RDONLY)
@@ -181,7 +181,7 @@ def _accompany(plan: Plan, middle: int, ours: socket.socket) -> Forked:
             elif "wants" in message:
                 _map(middle, plan["uid"])
                 forked = forked._replace(user_ns=os.open(f"/proc/{middle}/ns/user", os.O_RDONLY | os.O_CLOEXEC))
-                _send_trees(ours, _readable_trees(plan["read_only"], forked.user_ns))
+                _send_trees(ours, readable_trees(plan["read_only"], forked.user_ns))
             else:
                 ready = True
     except BaseException:
@@ -213,7 +213,7 @@ def _map(pid: int, uid: int) -> None:
         _write("user", f"/proc/{pid}/{kind}_map", f"{own} {uid} 1")
 
 
-def _map_own(inside_uid: int, inside_gid: int, uid: int, gid: int) -> None:
+def map_own(inside_uid: int, inside_gid: int, uid: int, gid: int) -> None:
     _write("user", "/proc/self/setgroups", "deny")
     _write("user", "/proc/self/uid_map", f"{inside_uid} {uid} 1")
     _write("user", "/proc/self/gid_map", f"{inside_gid} {gid} 1")
@@ -230,7 +230,7 @@ def _write(wall: str, path: str, text: str) -> None:
         raise system.refused(wall, f"write {path}", error) from None
 
 
-def _readable_trees(paths: list[str], user_ns: int | None) -> dict[str, int]:
+def readable_trees(paths: list[str], user_ns: int | None) -> dict[str, int]:
     """What we own is the session's to read too, also where nobody else may; unless the file system can't do that."""
     trees = {}
     for path in paths:
@@ -280,7 +280,7 @@ class _Middle:
     def _unshare(self) -> None:
         flags = 0
         for name in self._namespaces:
-            flags |= _NAMESPACES[name]
+            flags |= NAMESPACES[name]
         uid, gid = os.geteuid(), os.getegid()
         if "mount" in self._namespaces:
             self._trees = roots.system_trees(self._plan)
@@ -294,11 +294,11 @@ class _Middle:
             os.setresuid(uid, uid, uid)
             system.prctl("user", system.PR_SET_DUMPABLE, 1)  # else what is in /proc/self is not ours
         elif "mount" in self._namespaces:
-            self._trees.update(_readable_trees(self._plan["read_only"], None))
+            self._trees.update(readable_trees(self._plan["read_only"], None))
         os.chdir("/")  # so that the new root becomes init's too
         system.unshare("user" if "user" in self._namespaces else self._namespaces[0], flags)
         if "user" in self._namespaces:
-            _map_own(INSIDE_ID, INSIDE_ID, uid, gid)
+            map_own(INSIDE_ID, INSIDE_ID, uid, gid)
 
     def _start_init(self) -> int | None:
         if self._program is None:
@@ -315,7 +315,7 @@ class _Middle:
         with contextlib.suppress(OSError):
             os.setsid()
         if "network" in self._namespaces:
-            _raise_loopback()
+            raise_loopback()
         if "mount" in self._namespaces:
             roots.build(self._plan, self._trees)
         for tree in self._trees.values():
@@ -334,7 +334,7 @@ class _Middle:
         os._exit(1)
 
 
-def _raise_loopback() -> None:
+def raise_loopback() -> None:
     up, running, set_flags = 0x1, 0x40, 0x8914
     request = b"lo".ljust(16, b"\0") + (up | running).to_bytes(2, "little") + bytes(22)
     try:

@@ -39,6 +39,7 @@ def main(control: socket.socket, preloads: list[str]) -> None:
     keeper = os.pidfd_open(os.getppid())
     launcher = _launcher()
     walls = launcher._inside("walls")
+    launcher._inside("nests")
     app = launcher.build(preloads)
     control.send(json.dumps({"modules": _modules()}).encode())
     while True:
@@ -49,6 +50,8 @@ def main(control: socket.socket, preloads: list[str]) -> None:
             if "trees" in request:
                 opened: dict[str, int] = walls.open_trees(request["trees"], fds[0] if fds else None)
                 _send(control, {"opened": list(opened)}, list(opened.values()))
+            elif "nest" in request:
+                _send(control, *launcher._inside("nests").build(request["nest"], fds))
             else:
                 forked = walls.fork(request["plan"], master=keeper)
                 if forked is None:

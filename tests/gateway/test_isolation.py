@@ -120,6 +120,35 @@ async def test_a_copy_and_its_source_are_strangers(inside: Api, session_id: str)
     assert (await inside.run(session_id, "mine, open('private.txt').read()"))["result"] == "('source', 'source')"
 
 
+async def test_with_less_than_strict_isolation_a_copy_is_live_and_tells_what_its_source_can_do(
+    api: Api, session_id: str
+) -> None:
+    await api.run(session_id, "import os; mine = 'source'; open('private.txt', 'w').write('source')")
+    made = await api.post(f"/api/sessions/{session_id}/duplicate", None, 201)
+    copy = made["id"]
+    await api.run(copy, "mine = 'copy'; open('private.txt', 'w').write('copy')")
+    look = (
+        "import os\nanswer = []\n"
+        "for p in [p for p in os.listdir('/proc') if p.isdigit() and int(p) not in (os.getpid(), 1)]:\n"
+        "    for name in ('environ', 'mem', 'maps', 'root/etc', 'cwd/private.txt'):\n"
+        "        try:\n            path = f'/proc/{p}/{name}'\n"
+        "            os.stat(path) if '/' in name else open(path, 'rb').read(1)\n"
+        "            answer.append((p, name))\n"
+        "        except OSError:\n            pass\n"
+    )
+
+    reached = [await ask(api, session_id, look), await ask(api, copy, look)]
+    seen = await ask(api, copy, "answer = [p for p in os.listdir('/proc') if p.isdigit()]")
+
+    if made["method"] != "fork":
+        pytest.skip(made["method_reason"])
+    assert reached == [[], []]
+    assert len(seen) == 2
+    assert "source" in {one["wall"] for one in made["isolation"]["missing"]}
+    assert (await api.run(copy, "mine, open('private.txt').read()"))["result"] == "('copy', 'copy')"
+    assert (await api.run(session_id, "mine, open('private.txt').read()"))["result"] == "('source', 'source')"
+
+
 async def test_nothing_is_reached_over_the_network(inside: Api, session_id: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port, gateway_port = listening.getsockname()[1], int(inside.url.rsplit(":", 1)[1])

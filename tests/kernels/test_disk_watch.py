@@ -78,7 +78,7 @@ async def test_nothing_is_hidden_in_folders_too_deep_to_look_at(tmp_path: Path) 
     async with watched(tmp_path, code) as child, asyncio.timeout(30):
         exit_ = await child.ended()
 
-    await asyncio.to_thread(subprocess.run, ["rm", "-rf", tmp_path / "files"], check=True)  # pytest can't
+    await asyncio.to_thread(subprocess.check_call, ["rm", "-rf", str(tmp_path / "files")])  # pytest can't
     assert "nested more than" in exit_.reason
 
 

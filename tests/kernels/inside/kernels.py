@@ -134,6 +134,13 @@ class Client:
         assert self.reply("shell", msg_id)["status"] != "aborted"
         return said
 
+    def said(self, text: str) -> None:
+        """Wait until a cell prints that."""
+        while message := self._receive("iopub", WITHIN_S):
+            if message["content"].get("text", "").strip() == text:
+                return
+        raise TimeoutError(text)
+
     def beats(self) -> bool:
         heart = self._sockets["hb"]
         heart.send(b"ping")

@@ -143,8 +143,8 @@ def test_what_a_copy_can_not_have_is_refused(setup: str, kind: str, name: str, s
 
 def test_a_cell_that_runs_is_waited_for(start: Start, folder: Path) -> None:
     source = start()
-    source.send("shell", "execute_request", {"code": "import time; time.sleep(60)"})
-    source.wait_for("execute_input")
+    source.send("shell", "execute_request", {"code": "import time; print('begun', flush=True); time.sleep(60)"})
+    source.said("begun")
 
     request = {"action": "duplicate", "address": str(folder / "nobody"), "wait_s": 0.1}
     answer = source.ask("control", "session_gateway_request", request)
