@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from kernels import processes
 from kernels.cgroups import Group, Hierarchy
+from kernels.errors import StartFailed
 from kernels.nests import Nest
 
 log = logging.getLogger(__name__)
@@ -26,9 +27,11 @@ class Kin:
         self._uids: set[int] = set()
 
     def take_uid(self, of: range) -> int | None:
-        """One of a range that nobody has; None if the range is empty, or all of it is taken."""
+        """One of a range that nobody has; None if the range is empty. Raises `StartFailed` if all of it is taken."""
+        if not of:
+            return None
         if len(self._uids) >= len(of):
-            return next((uid for uid in of if uid not in self._uids), None)
+            raise StartFailed(f"All {len(of)} users of this host that sessions may be are taken.")
         while (uid := of[secrets.randbelow(len(of))]) in self._uids:
             pass
         self._uids.add(uid)

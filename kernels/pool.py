@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kernels.errors import StartFailed
 from kernels.inherited import Kin, remove
 from kernels.zygote import Environment, Forked, Zygote, ZygoteFailed
 
@@ -120,7 +121,10 @@ class Pool:
     async def _forked(self, zygote: Zygote) -> Forked:
         """Raises `ZygoteFailed`."""
         plan = dict(self.wanted.plan)
-        uid = self._kin.take_uid(range(*plan.pop("uids", (0,))))
+        try:
+            uid = self._kin.take_uid(range(*plan.pop("uids", (0,))))
+        except StartFailed as error:
+            raise ZygoteFailed(error.sentence) from None
         group = self._kin.new_group()
         folders = [str(folder) for folder in group.folders] if group is not None else []
         try:

@@ -16,6 +16,8 @@ from kernels import pool
 from kernels.engines.forks import Forks
 from kernels.engines.local import LocalEngine
 from kernels.engines.overlay import probe
+from kernels.errors import StartFailed
+from kernels.inherited import Kin
 from kernels.pool import Pools, Wanted
 from kernels.zygote import be_subreaper
 
@@ -124,3 +126,16 @@ async def test_an_interpreter_that_does_not_start_is_tried_again_later_and_later
         assert await pools.take(Wanted.of(told)) is None
 
     assert len(tries.read_text()) < 8
+
+
+def test_no_user_of_the_host_is_two_sessions() -> None:
+    kin = Kin()
+    taken = [kin.take_uid(range(1000, 1003)) for _ in range(3)]
+
+    with pytest.raises(StartFailed, match="All 3 users"):
+        kin.take_uid(range(1000, 1003))
+    kin.give_back(taken[1])
+
+    assert sorted(uid for uid in taken if uid is not None) == [1000, 1001, 1002]
+    assert kin.take_uid(range(1000, 1003)) == taken[1]
+    assert kin.take_uid(range(0)) is None
