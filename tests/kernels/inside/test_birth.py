@@ -119,7 +119,8 @@ def test_a_failure_refuses_what_had_come_and_nothing_else(start: Start) -> None:
 
 def test_a_subshell_answers_while_a_cell_runs(start: Start) -> None:
     client = start()
-    client.send("shell", "execute_request", {"code": "import time; busy = True; time.sleep(60)"})
+    client.send("shell", "execute_request", {"code": "import time; busy = True; print('begun'); time.sleep(60)"})
+    client.wait_for("stream")
     created = client.ask("control", "create_subshell_request", {})
 
     assert client.run("busy", subshell_id=created["subshell_id"]) == "True"
