@@ -69,6 +69,7 @@ async def test_copies_outlive_their_source_and_each_other(api: Api, source: str)
     assert (await api.run(second, "next(numbers)"))["result"] == "11"
 
 
+@pytest.mark.slow
 async def test_fifty_copies_live_and_die_by_themselves(api: Api, source: str) -> None:
     made = await asyncio.gather(
         *(api.post(f"/api/sessions/{source}/duplicate", {"new_id": f"{source}-{n}"}, 201) for n in range(50))
