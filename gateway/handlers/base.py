@@ -36,7 +36,10 @@ from gateway.services.executions import ExecutionService
 from gateway.services.idempotency import IdempotencyService, full_key
 from gateway.services.introspection import IntrospectionService
 from gateway.services.live import Live
+from gateway.services.notebooks import NotebookService
 from gateway.services.recorder import Recorder
+from gateway.services.replays import ReplayService
+from gateway.services.series import SeriesService
 from gateway.services.sessions import SessionService
 from gateway.services.snapshots import SnapshotService
 from gateway.stores.base import Store
@@ -121,6 +124,9 @@ class Services:
     sessions: SessionService
     executions: ExecutionService
     contents: ContentsService
+    series: SeriesService
+    notebooks: NotebookService
+    replays: ReplayService
     introspection: IntrospectionService
     snapshots: SnapshotService
     idempotency: IdempotencyService

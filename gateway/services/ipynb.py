@@ -19,7 +19,7 @@ class NotANotebook(Malformed):
 def read(text: str | bytes) -> tuple[dict[str, Any], str | None]:
     """A notebook as nbformat 4 has it, and why it is not valid if it is not. Raises `NotANotebook`."""
     try:
-        notebook: dict[str, Any] = nbformat.convert(reads(text), _VERSION)  # type: ignore[no-untyped-call]
+        notebook: dict[str, Any] = nbformat.convert(reads(text), _VERSION)
         return notebook, flaw_of(notebook)
     except Exception as error:  # it may hold anything anywhere
         raise NotANotebook(f"It can't be read as a notebook: {_sentence(error)}") from None
@@ -34,7 +34,7 @@ def taken(content: Any) -> tuple[dict[str, Any], str | None]:
 
 def write(notebook: dict[str, Any]) -> bytes:
     """What a file holds: lines apart, so that people can compare versions; nothing that only a front end believes."""
-    text: str = nbformat.writes(nbformat.from_dict(notebook))  # type: ignore[no-untyped-call]
+    text: str = nbformat.writes(nbformat.from_dict(notebook))
     return (text + "\n").encode()
 
 
