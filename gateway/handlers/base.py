@@ -139,7 +139,7 @@ class Operation:
     """What a method of a route takes and gives; the OpenAPI document is made of these."""
 
     summary: str
-    answer: type[BaseModel] | str | None = None  # a model, a media type, or nothing that has a shape
+    answer: type[BaseModel] | str | tuple[str, ...] | None = None  # a model, media types, or nothing that has a shape
     status: int = 200
     body: type[BaseModel] | str | None = None
     query: type[BaseModel] | None = None

@@ -14,7 +14,8 @@ class NotebookHandler(SeriesHandler):
     """/api/sessions/{session_id}/notebook"""
 
     operations = {
-        "GET": Operation("The history as a notebook, or as a page, a script or Markdown", "application/x-ipynb+json",
+        "GET": Operation("The history as a notebook, or as a page, a script or Markdown",
+                         ("application/x-ipynb+json", "text/html", "text/markdown", "text/plain"),
                          query=NotebookQuery),
         "POST": Operation("Run a notebook cell by cell; failing cells are a result, not an error", NotebookRun,
                           body=Notebook, query=RunNotebookQuery, also={202: "Begun in the background"},

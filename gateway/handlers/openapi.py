@@ -103,10 +103,12 @@ def _responses(operation: Operation, refs: dict[Any, Any], refused: Any) -> dict
     return dict(sorted(responses.items()))
 
 
-def _content(part: type[BaseModel] | str, mode: str, refs: dict[Any, Any]) -> dict[str, Any]:
-    if isinstance(part, str):
-        return {part: {"schema": {"type": "string"}} if part in ("text/plain", "text/html") else {}}
-    return {"application/json": {"schema": refs[part, mode]}}
+def _content(part: type[BaseModel] | str | tuple[str, ...], mode: str, refs: dict[Any, Any]) -> dict[str, Any]:
+    if isinstance(part, type):
+        return {"application/json": {"schema": refs[part, mode]}}
+    media_types = (part,) if isinstance(part, str) else part
+    return {one: {"schema": {"type": "string"}} if one.startswith("text/") and one != "text/event-stream" else {}
+            for one in media_types}  # fmt: skip
 
 
 def _query_parameters(query: type[BaseModel]) -> list[dict[str, Any]]:

@@ -21,6 +21,8 @@ class SeriesHandler(EventHandler):
         return self.send(series.view())
 
     async def follow_series(self, series: Series, after: int) -> None:
+        self._begin()  # at once: nothing may happen until who follows it knows that they do
+        await self.flush()
         await self.follow(series.journal, after, series.id)
         await self.finish()
 

@@ -100,6 +100,8 @@ class ReplayService:
                 told = {"index": index, "replayed": run.execution_id}
                 answer = await self._series.run(series, under.session_id, again, caller, **told)
                 await asyncio.to_thread(_judge, run, before, answer)
+                if not series.goes_on and answer.status is Status.INTERRUPTED:
+                    run.verdict, run.reason = "skipped", series.reason
             series.size_bytes += len(run.code) + len(run.diff or "")
             series.journal.add("run_done", run.model_copy())
             if run.verdict == "failed" and request.stop_on_error:
