@@ -37,7 +37,7 @@ class _ContentsHandler(ApiHandler):
     def audited_session_id(self) -> str | None:
         return self.path_kwargs.get("path", "").strip("/").partition("/")[0] or None
 
-    def send_made(self, made: Contents, status: int = 201) -> None:
+    def send_contents(self, made: Contents, status: int = 200) -> None:
         self.set_header("Location", f"{_ROOT}/{quote(made.path)}")
         self.send(made, status)
 
@@ -60,16 +60,13 @@ class ContentsHandler(_ContentsHandler):
 
     async def put(self, path: str) -> None:
         saved, is_new = await self.services.contents.save(path, self.body(SaveContents), self.caller)
-        if is_new:
-            self.send_made(saved)
-        else:
-            self.send(saved)
+        self.send_contents(saved, 201 if is_new else 200)
 
     async def post(self, path: str = "") -> None:
-        self.send_made(await self.services.contents.new(path, self.body(NewContents), self.caller))
+        self.send_contents(await self.services.contents.new(path, self.body(NewContents), self.caller), 201)
 
     async def patch(self, path: str) -> None:
-        self.send(await self.services.contents.rename(path, self.body(RenameContents).path))
+        self.send_contents(await self.services.contents.rename(path, self.body(RenameContents).path))
 
     async def delete(self, path: str) -> None:
         await self.services.contents.delete(path)

@@ -1,5 +1,7 @@
 """What follows one another, over HTTP: waited for, streamed, or in the background."""
 
+from tornado.iostream import StreamClosedError
+
 from gateway.handlers.events import EventHandler
 from gateway.services.series import Series
 
@@ -7,18 +9,30 @@ from gateway.services.series import Series
 class SeriesHandler(EventHandler):
     """Answers with a whole series, or with its events."""
 
-    answers_once = True  # a stream is not kept: who asks again follows its events
+    answers_once = True
 
     async def answer(self, series: Series, *, stream: bool) -> None:
         """The document of a series that was just begun: now if nobody is to follow it, else once it is over."""
         if series.keep_on:
             return self.send(series.view(), 202)
+        series.keep_on = "Idempotency-Key" in self.request.headers
         with self.services.series.following(series):
             if stream:
-                self.set_header("X-Series-Id", series.id)
-                return await self.follow_series(series, 0)
+                return await self._stream(series)
             await series.finished.wait()
         return self.send(series.view())
+
+    async def _stream(self, series: Series) -> None:
+        """Its events; who asks again under the same key gets the document, also if the stream was cut off."""
+        self.set_header("X-Series-Id", series.id)
+        try:
+            await self.follow_series(series, 0)
+        except StreamClosedError:
+            if not series.keep_on:
+                raise
+        if series.keep_on:
+            await series.finished.wait()
+            self.kept = self.keep(series.view().model_dump_json().encode(), 200, "application/json")
 
     async def follow_series(self, series: Series, after: int) -> None:
         self._begin()  # at once: nothing may happen until who follows it knows that they do

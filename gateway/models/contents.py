@@ -30,7 +30,7 @@ class _FromJupyter(BaseModel):
 class SaveContents(_FromJupyter):
     """`chunk` counts from 1 and is -1 for the last one; the file is there once that has come."""
 
-    type: ContentType
+    type: ContentType = "file"
     format: ContentFormat | None = None
     content: Any = None
     chunk: int | None = None

@@ -27,7 +27,8 @@ from gateway.services.recorder import Spawn
 from gateway.services.sessions import SessionService, once
 from gateway.services.uploads import LAST, Uploads
 from kernels.engine import FileInfo, Workspace
-from kernels.errors import FileConflict, WorkspaceError
+from kernels.errors import FileConflict, NoSuchFile, WorkspaceError
+from kernels.paths import parse
 
 _UNTITLED = {"notebook": ("Untitled", ".ipynb", ""), "directory": ("Untitled Folder", "", " ")}
 
@@ -53,9 +54,8 @@ class ContentsService:
         workspace = await self._workspace(place)
         info = await info_of(workspace, place)
         kind = _kind(info)
-        if query.type == "file" and kind == "notebook":
-            kind = "file"
         _check_type(place, kind, query.type)
+        kind = query.type or kind
         found = _contents(place, info, kind)
         if kind == "directory":
             return await self._listed(found, place, workspace) if query.content else found
@@ -87,11 +87,12 @@ class ContentsService:
             return await self._save_top(place, request, caller)
         if request.chunk is not None and request.type != "file":
             raise BadType("Only files of type 'file' come in chunks.", reason="bad type")
+        parse(place.path)  # before a session is created for it
         content, flaw = await bytes_of(request)
         workspace = await self._workspace(place, caller, create=True)
         old = await info_or_none(workspace, place)
         if old is not None:
-            _check_type(place, "directory" if old.type == "directory" else request.type, request.type)
+            _check_type(place, _kind(old), request.type)
         if request.type == "directory":
             info = old or await workspace.make_folder(place.path)
         elif request.chunk is not None:
@@ -102,7 +103,7 @@ class ContentsService:
             info = await workspace.write(place.path, once(content))
         if request.chunk in (None, LAST):
             await self._sessions.files_changed(place.session_id)
-        return _contents(place, info, request.type).model_copy(update={"message": flaw}), old is None
+        return _contents(place, info, _kind(info)).model_copy(update={"message": flaw}), old is None
 
     async def _save_top(self, place: Place, request: SaveContents, caller: str) -> tuple[Contents, bool]:
         if not place.session_id or request.type != "directory":
@@ -163,6 +164,8 @@ class ContentsService:
             raise Denied("A session keeps its id; its name is changed at /api/sessions.")
         source = await self._workspace(old)
         found = await info_of(source, old)
+        if old == new:
+            return _contents(new, found, _kind(found))
         if old.session_id == new.session_id:
             info = await source.move(old.path, new.path)
         else:
@@ -190,7 +193,10 @@ class ContentsService:
         if not place.path:
             raise Denied("A session is deleted at /api/sessions, or with its kernel, not as a folder.")
         workspace = await self._workspace(place)
-        await workspace.delete(place.path)
+        try:
+            await workspace.delete(place.path)
+        except NoSuchFile:
+            raise NoSuchContents(place.whole) from None
         await file_checkpoints.forget(workspace, place)
         await self._sessions.files_changed(place.session_id)
 
@@ -239,7 +245,7 @@ def _kind(info: FileInfo) -> ContentType:
 
 
 def _check_type(place: Place, kind: ContentType, wanted: ContentType | None) -> None:
-    if wanted is None or wanted == kind or (wanted == "notebook" and kind == "file"):
+    if wanted is None or (wanted == "directory") == (kind == "directory"):
         return
     is_, not_ = ("a directory", "a file") if kind == "directory" else ("a file", "a directory")
     raise BadType(f"{place.whole} is {is_}, not {not_}", reason="bad type")

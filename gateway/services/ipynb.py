@@ -6,6 +6,7 @@ from uuid import uuid4
 
 import nbformat
 from nbformat.reader import reads
+from pydantic_core import to_json
 
 from gateway.errors import Malformed
 
@@ -20,9 +21,11 @@ def read(text: str | bytes) -> tuple[dict[str, Any], str | None]:
     """A notebook as nbformat 4 has it, and why it is not valid if it is not. Raises `NotANotebook`."""
     try:
         notebook: dict[str, Any] = nbformat.convert(reads(text), _VERSION)
-        return notebook, flaw_of(notebook)
+        flaw = flaw_of(notebook)
+        to_json(notebook)  # what can't be sent, such as a lone surrogate, is found here
     except Exception as error:  # it may hold anything anywhere
         raise NotANotebook(f"It can't be read as a notebook: {_sentence(error)}") from None
+    return notebook, flaw
 
 
 def taken(content: Any) -> tuple[dict[str, Any], str | None]:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from pydantic_core import to_json
 
 from gateway.config import MEBI, Settings
-from gateway.errors import Invalid, SessionNotFound
+from gateway.errors import Invalid, SessionNotFound, TooLarge
 from gateway.models.base import iso
 from gateway.models.executions import Execution, RunAnswer, RunRequest, Status
 from gateway.models.notebooks import (
@@ -74,8 +74,11 @@ class NotebookService:
         uid = await self._sessions.uid_of(session_id)
         session = await self._sessions.get(session_id)
         spec = self._sessions.kernelspecs().get(session.kernel)
-        cells, size_bytes = [], 0
+        cells, size_bytes, code_size = [], 0, 0
         async for run in self._history(uid):
+            code_size += len(run.code)
+            if code_size > _MOST_BYTES:
+                raise TooLarge(f"The history holds more code than the {_MOST_BYTES:,} bytes of a notebook.")
             size_bytes += len(to_json(run.outputs))
             cells.append(_cell_of(run, with_outputs=size_bytes <= _MOST_BYTES))
         cells.reverse()

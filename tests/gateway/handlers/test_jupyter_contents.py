@@ -107,8 +107,13 @@ async def test_a_folder_asked_for_as_a_file_and_the_other_way_round_is_refused(a
 
     folder = await api.get(of(session_id, "sub?type=file"), 400)
     file = await api.get(of(session_id, "sub/a.txt?type=directory"), 400)
+    over_folder = await save(api, session_id, "sub", text("x"), 400)
+    over_file = await save(api, session_id, "sub/a.txt", {"type": "directory"}, 400)
+    no_notebook = await api.get(of(session_id, "sub/a.txt?type=notebook"), 400)
 
     assert (folder["message"], folder["reason"]) == (f"{session_id}/sub is a directory, not a file", "bad type")
+    assert [one["reason"] for one in (over_folder, over_file)] == ["bad type", "bad type"]
+    assert no_notebook["message"].startswith("Unreadable Notebook")
     assert (file["message"], file["reason"]) == (f"{session_id}/sub/a.txt is a file, not a directory", "bad type")
 
 
@@ -230,6 +235,26 @@ async def test_a_notebook_that_is_not_valid_is_kept_and_told_of(api: Api, sessio
     assert "validation failed" in saved["message"]
     assert "validation failed" in got["message"]
     assert got["content"]["cells"][0]["source"] == "1"
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[]", "1", '{"a": 1}', '{"nbformat": 4, "cells": 5}', json.dumps({**NOTEBOOK, "metadata": {"a": "\ud800"}}),
+     '{"nbformat": 4, "nbformat_minor": 5, "cells": [], "metadata": ' + '{"a":' * 900 + "1" + "}" * 901],
+    ids=["list", "number", "object", "no cells", "surrogate", "deep"],
+)  # fmt: skip
+async def test_whatever_a_file_holds_it_is_read_or_refused(api: Api, session_id: str, content: str) -> None:
+    await save(api, session_id, "n.ipynb", text(content))
+
+    refusal = await api.get(of(session_id, "n.ipynb"), 400)
+
+    assert refusal["message"].startswith("Unreadable Notebook")
+
+
+async def test_a_path_that_nothing_can_be_called_makes_no_session(api: Api, session_id: str) -> None:
+    await save(api, session_id, "a%00b", text("x"), 422)
+
+    await api.get(f"/api/sessions/{session_id}", 404)
 
 
 async def test_a_file_that_is_no_notebook_is_not_read_as_one(api: Api, session_id: str) -> None:
@@ -364,6 +389,7 @@ async def test_things_are_renamed_and_nothing_is_written_over(api: Api, session_
 
     moved = await api.call("PATCH", of(session_id, "a"), {"path": f"{session_id}/sub/c"}, 200)
     taken = await api.call("PATCH", of(session_id, "sub/c"), {"path": f"{session_id}/sub/b"}, 409)
+    await api.call("PATCH", of(session_id, "sub/b"), {"path": f"{session_id}/sub/b"}, 200)
     folder = await api.call("PATCH", of(session_id, "sub"), {"path": f"{session_id}/tree"}, 200)
     over = await api.call("PATCH", of(session_id, "tree/c"), {"path": f"{session_id}-2/c"}, 404)
     await api.create(id=f"{session_id}-2")

@@ -365,6 +365,19 @@ async def test_a_repeated_idempotency_key_runs_a_notebook_once(api: Api, session
     assert (await api.run(session_id, "x"))["result"] == "1"
 
 
+async def test_a_stream_under_a_key_that_is_cut_off_is_not_run_twice(api: Api, session_id: str) -> None:
+    await api.run(session_id, "x = 0")
+    content, headers = notebook("x += 1; input()", "x += 1"), {"Idempotency-Key": session_id}
+    async with api.http.stream("POST", url(session_id, "?stream=true"), json=content, headers=headers) as answer:
+        await until(events(answer), "input_request")
+
+    await api.post(f"/api/sessions/{session_id}/input", {"text": ""})
+    again = await api.post(url(session_id, "?stream=true"), content, headers=headers)
+
+    assert (again["status"], [cell["status"] for cell in again["cells"]]) == ("ok", ["ok", "ok"])
+    assert (await api.run(session_id, "x"))["result"] == "2"
+
+
 async def test_another_sessions_run_is_not_found(api: Api, session_id: str) -> None:
     ran = await api.post(url(session_id), notebook("1"))
     await api.create(id=f"{session_id}-2")
