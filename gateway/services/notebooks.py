@@ -25,7 +25,7 @@ from gateway.models.notebooks import (
 from gateway.models.pages import PageRequest
 from gateway.models.sessions import CreateSession, Session
 from gateway.services import ipynb
-from gateway.services.rendering import Rendered, render
+from gateway.services.rendering import Rendered, Renderer
 from gateway.services.series import Series, SeriesService
 from gateway.services.sessions import SessionService
 from gateway.stores.base import Store
@@ -66,6 +66,7 @@ class NotebookService:
         self._store = store
         self._sessions = sessions
         self._series = series
+        self._renderer = Renderer()
 
     # Out
 
@@ -82,7 +83,8 @@ class NotebookService:
             size_bytes += len(to_json(run.outputs))
             cells.append(_cell_of(run, with_outputs=size_bytes <= _MOST_BYTES))
         cells.reverse()
-        return await asyncio.to_thread(_rendered, cells, session, spec, format_)
+        notebook = {**ipynb.empty(), "cells": cells, "metadata": _metadata(session, spec)}
+        return await self._renderer.render(notebook, format_, session.name)
 
     async def _history(self, uid: str) -> AsyncIterator[Execution]:
         """Runs that have begun and ended, newest first."""
@@ -217,13 +219,6 @@ def _valid(output: dict[str, Any]) -> dict[str, Any]:
     }
     kept = ("output_type", "metadata", "execution_count")
     return {"data": data, **{name: output[name] for name in kept if name in output}}
-
-
-def _rendered(
-    cells: list[dict[str, Any]], session: Session, spec: Kernelspec | None, format_: NotebookFormat
-) -> Rendered:
-    notebook = {**ipynb.empty(), "cells": cells, "metadata": _metadata(session, spec)}
-    return render(notebook, format_, session.name)
 
 
 def _metadata(session: Session, spec: Kernelspec | None) -> dict[str, Any]:

@@ -1,11 +1,12 @@
-"""Notebooks as pages, scripts and Markdown, by nbconvert, which takes half a second to import: only when asked for."""
+"""Notebooks as pages, scripts and Markdown, by nbconvert, in a process that is there for as long as that takes."""
 
+import asyncio
+import os
+import sys
 from dataclasses import dataclass
 from typing import Any
 
-import nbformat
-from traitlets.config import Config
-
+from gateway.errors import GatewayError, TimedOut
 from gateway.models.notebooks import NotebookFormat
 from gateway.services import ipynb
 
@@ -14,6 +15,9 @@ _MEDIA_TYPES = {
     "script": "text/plain; charset=utf-8",
     "markdown": "text/markdown; charset=utf-8",
 }
+_AT_ONCE = 2
+_PATIENCE_S = 120
+_PASSED_ON = ("PATH", "PYTHONPATH", "LANG", "LC_ALL")  # none of the gateway's settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,14 +29,37 @@ class Rendered:
     ending: str
 
 
-def render(notebook: dict[str, Any], format_: NotebookFormat, title: str) -> Rendered:
-    """Everything is in the one file that comes out, images too. It takes a while: call it in a thread."""
-    if format_ == "ipynb":
-        return Rendered(ipynb.write(notebook), "application/x-ipynb+json", ".ipynb")
-    from nbconvert.exporters.base import get_exporter
+class Renderer:
+    """A few at once: others wait."""
 
-    config = Config(ExtractOutputPreprocessor={"enabled": False})  # it puts images into files of their own
-    exporter = get_exporter(format_)(config=config)
-    node = nbformat.from_dict(notebook)
-    text, resources = exporter.from_notebook_node(node, resources={"metadata": {"name": title}})
-    return Rendered(text.encode(), _MEDIA_TYPES[format_], resources["output_extension"])
+    def __init__(self) -> None:
+        self._places = asyncio.Semaphore(_AT_ONCE)
+
+    async def render(self, notebook: dict[str, Any], format_: NotebookFormat, title: str) -> Rendered:
+        """Everything is in the one file that comes out, images too. Raises `TimedOut`."""
+        content = await asyncio.to_thread(ipynb.write, notebook)
+        if format_ == "ipynb":
+            return Rendered(content, "application/x-ipynb+json", ".ipynb")
+        async with self._places:
+            ending, _, converted = (await _converted(content, format_, title)).partition(b"\n")
+        return Rendered(converted, _MEDIA_TYPES[format_], ending.decode())
+
+
+async def _converted(content: bytes, format_: NotebookFormat, title: str) -> bytes:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-P", "-m", "gateway.services.converter", format_, title,
+        env={name: value for name, value in os.environ.items() if name in _PASSED_ON}, cwd="/",
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        async with asyncio.timeout(_PATIENCE_S):
+            converted, _ = await process.communicate(content)
+    except TimeoutError:
+        raise TimedOut(f"nbconvert took longer than {_PATIENCE_S} s.") from None
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if process.returncode != 0:
+        raise GatewayError("nbconvert could not convert the notebook.")
+    return converted
