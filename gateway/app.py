@@ -30,13 +30,17 @@ from gateway.handlers.base import NoSuchRoute, Services
 from gateway.handlers.openapi import document
 from gateway.handlers.routes import ROUTES
 from gateway.metrics import Metrics
+from gateway.services.contents import ContentsService
 from gateway.services.executions import ExecutionService
 from gateway.services.idempotency import IdempotencyService
 from gateway.services.introspection import IntrospectionService
 from gateway.services.live import Live
 from gateway.services.live_session import Tools
+from gateway.services.notebooks import NotebookService
 from gateway.services.past_runs import PastRuns
 from gateway.services.recorder import Recorder
+from gateway.services.replays import ReplayService
+from gateway.services.series import SeriesService
 from gateway.services.sessions import SessionService
 from gateway.services.snapshots import SnapshotService
 from gateway.services.vault import Vault
@@ -273,24 +277,23 @@ def _services(
         )
     )  # fmt: skip
     sessions = SessionService(settings, store, engine, live, recorder, background.spawn)
+    executions = ExecutionService(
+        settings, store, live, sessions, recorder, background.spawn, metrics, engine, past
+    )  # fmt: skip
+    snapshots = SnapshotService(settings, store, engine, live, sessions, vault, recorder, background.spawn)
+    series = SeriesService(settings, executions, background.spawn)
     return Services(
         settings=settings,
         store=store,
         live=live,
         sessions=sessions,
-        executions=ExecutionService(
-            settings,
-            store,
-            live,
-            sessions,
-            recorder,
-            background.spawn,
-            metrics,
-            engine,
-            past,
-        ),
+        executions=executions,
+        contents=ContentsService(sessions, background.spawn),
+        series=series,
+        notebooks=NotebookService(settings, store, sessions, series),
+        replays=ReplayService(store, sessions, snapshots, series),
         introspection=IntrospectionService(settings, sessions),
-        snapshots=SnapshotService(settings, store, engine, live, sessions, vault, recorder, background.spawn),
+        snapshots=snapshots,
         idempotency=IdempotencyService(settings, recorder),
         recorder=recorder,
         metrics=metrics,

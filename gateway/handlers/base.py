@@ -31,11 +31,15 @@ from gateway.models.idempotency import KeptAnswer
 from gateway.models.pieces import LARGE_CHARACTERS, text_size, view_pieces
 from gateway.models.queries import NoQuery
 from gateway.models.sessions import Session, SessionId, SessionView
+from gateway.services.contents import ContentsService
 from gateway.services.executions import ExecutionService
 from gateway.services.idempotency import IdempotencyService, full_key
 from gateway.services.introspection import IntrospectionService
 from gateway.services.live import Live
+from gateway.services.notebooks import NotebookService
 from gateway.services.recorder import Recorder
+from gateway.services.replays import ReplayService
+from gateway.services.series import SeriesService
 from gateway.services.sessions import SessionService
 from gateway.services.snapshots import SnapshotService
 from gateway.stores.base import Store
@@ -119,6 +123,10 @@ class Services:
     live: Live
     sessions: SessionService
     executions: ExecutionService
+    contents: ContentsService
+    series: SeriesService
+    notebooks: NotebookService
+    replays: ReplayService
     introspection: IntrospectionService
     snapshots: SnapshotService
     idempotency: IdempotencyService
@@ -131,13 +139,22 @@ class Operation:
     """What a method of a route takes and gives; the OpenAPI document is made of these."""
 
     summary: str
-    answer: type[BaseModel] | str | None = None  # a model, a media type, or nothing that has a shape
+    answer: type[BaseModel] | str | tuple[str, ...] | None = None  # a model, media types, or nothing that has a shape
     status: int = 200
     body: type[BaseModel] | str | None = None
     query: type[BaseModel] | None = None
     body_required: bool = True
     also: dict[int, str] = field(default_factory=dict)
     also_answers: dict[int, type[BaseModel]] = field(default_factory=dict)
+
+
+class ErrorView(BaseModel):
+    """The envelope of every refusal."""
+
+    error: str
+    code: str
+    details: dict[str, Any]
+    request_id: str
 
 
 def _once(post: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
@@ -171,6 +188,7 @@ class ApiHandler(RequestHandler):
     operations: ClassVar[dict[str, Operation]] = {}
     answers_once: ClassVar[bool] = True
     takes_any_query: ClassVar[bool] = False
+    refusal_model: ClassVar[type[BaseModel]] = ErrorView
 
     def __init_subclass__(cls) -> None:
         if "post" in cls.__dict__:
@@ -372,6 +390,10 @@ class ApiHandler(RequestHandler):
             return kind.of(session, self.base_url, **more)
         return kind.of(session, self.base_url, kernel.id, kernel.process.walls, **more)
 
+    @property
+    def audited_session_id(self) -> str | None:
+        return self.path_kwargs.get("session_id")
+
     def _request_summary(self) -> str:
         return f"{self.request.method} {self.request.path}"
 
@@ -388,7 +410,11 @@ class ApiHandler(RequestHandler):
             self.set_header("Retry-After", str(refusal.retry_after_s or 1))
         if not self.request._body_future.done():  # Tornado refused it, and will not read on
             self.set_header("Connection", "close")
-        self.send_json(envelope(refusal, self.request_id).model_dump_json(), _status_of(refusal))
+        self.send_json(self.refusal(refusal).model_dump_json(), _status_of(refusal))
+
+    def refusal(self, error: errors.GatewayError) -> BaseModel:
+        """What a refusal is answered with, as `refusal_model` has it."""
+        return envelope(error, self.request_id)
 
     def _allowed_methods(self) -> set[str]:
         methods = set(self.operations)
@@ -434,7 +460,7 @@ class ApiHandler(RequestHandler):
             self.services.recorder.audit(
                 AuditLine(
                     id=uuid4().hex, at=now(), actor=self.caller, action=f"{method} {self._route}",
-                    session_id=self.path_kwargs.get("session_id"), outcome=str(status),
+                    session_id=self.audited_session_id, outcome=str(status),
                     request_id=self.request_id, remote=self.request.remote_ip,
                 )
             )  # fmt: skip
@@ -446,15 +472,6 @@ class HostRefused(errors.Denied):
 
 class OriginRefused(errors.Denied):
     code = "origin_refused"
-
-
-class ErrorView(BaseModel):
-    """The envelope of every refusal."""
-
-    error: str
-    code: str
-    details: dict[str, Any]
-    request_id: str
 
 
 class NoSuchRoute(ApiHandler):

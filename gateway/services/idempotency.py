@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import re
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from functools import partial
@@ -15,6 +16,7 @@ from gateway.services.recorder import Recorder
 
 _KEPT_FOR = timedelta(hours=24)
 _LONGEST_KEY = 255
+_KEY = re.compile(rf"[!-~]{{1,{_LONGEST_KEY}}}")
 
 
 class KeyReused(Invalid):
@@ -48,9 +50,9 @@ class IdempotencyService:
         Two at the same time: the second waits for the first. Raises `KeyReused` for another body, and
         `InProgress` when another gateway is at it.
         """
-        if not 1 <= len(key) <= _LONGEST_KEY or not key.isprintable():
+        if not _KEY.fullmatch(key):
             raise Invalid(
-                f"Idempotency-Key: must hold 1 to {_LONGEST_KEY} printable characters.", field="Idempotency-Key"
+                f"Idempotency-Key: must hold 1 to {_LONGEST_KEY} printable ASCII characters.", field="Idempotency-Key"
             )
         full = full_key(caller, path, key)
         digest = hashlib.sha256(body).hexdigest()

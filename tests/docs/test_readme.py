@@ -44,6 +44,8 @@ async def test_every_command_of_the_readme_works(tmp_path: Path) -> None:
         "event: done",
         "a,b",
         '"name": "x"',
+        '"success":true,"reason":null',
+        '"same":true',
         '"code":"sum(range(10))"',
         "given",
         '"parent_id":"demo"',

@@ -1,0 +1,44 @@
+"""Replays over HTTP: a history run again, and what came out otherwise."""
+
+from gateway.handlers.base import Operation
+from gateway.handlers.series import SeriesHandler
+from gateway.models.replays import Replay, ReplayRequest
+
+
+class ReplaysHandler(SeriesHandler):
+    """/api/sessions/{session_id}/replay"""
+
+    operations = {
+        "POST": Operation("Run the history again in a new session and compare, run by run", Replay, body=ReplayRequest,
+                          body_required=False, also={202: "Begun in the background", 409: "The id is taken"},
+                          also_answers={202: Replay}),
+    }  # fmt: skip
+
+    async def post(self, session_id: str) -> None:
+        session_id, request = self.session_id(session_id), self.body(ReplayRequest)
+        series = await self.services.replays.begin(session_id, request, self.caller)
+        await self.answer(series, stream=request.stream)
+
+
+class ReplayHandler(SeriesHandler):
+    """/api/sessions/{session_id}/replay/{replay_id}"""
+
+    operations = {
+        "GET": Operation("A replay that is under way, or was lately", Replay),
+        "DELETE": Operation("Stop it; the new session stays", Replay),
+    }
+
+    async def get(self, session_id: str, replay_id: str) -> None:
+        self.send((await self.series(session_id, replay_id)).view())
+
+    async def delete(self, session_id: str, replay_id: str) -> None:
+        await self.stop(session_id, replay_id)
+
+
+class ReplayEventsHandler(SeriesHandler):
+    """/api/sessions/{session_id}/replay/{replay_id}/events"""
+
+    operations = {"GET": Operation("Stream the events of a replay", "text/event-stream")}
+
+    async def get(self, session_id: str, replay_id: str) -> None:
+        await self.resume(session_id, replay_id)

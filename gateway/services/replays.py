@@ -1,0 +1,122 @@
+"""A session's history, run again in a new session, run by run compared with what it was."""
+
+import asyncio
+from dataclasses import dataclass
+
+from gateway.models.executions import Execution, RunAnswer, RunRequest, Status
+from gateway.models.notebooks import SeriesStatus
+from gateway.models.pages import PageRequest
+from gateway.models.replays import Replay, ReplayCounts, ReplayedRun, ReplayRequest
+from gateway.models.snapshots import RemixSession
+from gateway.services.differences import difference
+from gateway.services.series import Series, SeriesService
+from gateway.services.sessions import SessionService
+from gateway.services.snapshots import SnapshotService
+from gateway.stores.base import Store
+
+_NOT_AGAIN = {
+    Status.INTERRUPTED: "It was interrupted: nobody knows how far it would have come.",
+    Status.DIED: "Its kernel died.",
+}
+
+
+@dataclass(slots=True)
+class _Under:
+    """A replay that is under way."""
+
+    session_id: str
+    source_id: str
+    source_uid: str
+    runs: list[ReplayedRun]
+    series: Series
+
+    def view(self) -> Replay:
+        series, verdicts = self.series, [run.verdict for run in self.runs]
+        counts = ReplayCounts(
+            same=verdicts.count("same"), different=verdicts.count("different"),
+            failed=verdicts.count("failed"), skipped=verdicts.count("skipped"),
+        )  # fmt: skip
+        return Replay(
+            replay_id=series.id, session_id=self.session_id, source_session_id=self.source_id, status=series.status,
+            reason=series.reason, same=series.status is SeriesStatus.OK and counts.same == len(verdicts),
+            counts=counts, started_at=series.started_at, finished_at=series.finished_at, runs=self.runs,
+        )  # fmt: skip
+
+
+class ReplayService:
+    def __init__(
+        self, store: Store, sessions: SessionService, snapshots: SnapshotService, series: SeriesService
+    ) -> None:
+        self._store = store
+        self._sessions = sessions
+        self._snapshots = snapshots
+        self._series = series
+
+    async def begin(self, session_id: str, request: ReplayRequest, caller: str) -> Series:
+        """Make the new session, configured as the old one, and begin to run the history in it, oldest run first.
+
+        What a run was given as `stdin` or `env` is not in the history: without it, it may fail.
+        """
+        uid = await self._sessions.uid_of(session_id)
+        runs = await self._history(uid)
+        child = RemixSession(
+            name=f"Replay of {session_id}", session_id=request.session_id, files=request.files, state=False
+        )
+        made = await self._snapshots.remix(session_id, child, caller)
+        series = self._series.new(uid, interactive=request.stream)
+        series.keep_on = request.background
+        under = _Under(made.session.id, session_id, uid, runs, series)
+        series.view = under.view
+        self._series.begin(series, lambda: self._run(under, request, caller))
+        return series
+
+    async def _history(self, uid: str) -> list[ReplayedRun]:
+        """Runs that have begun and ended, oldest first, without their outputs."""
+        runs: list[ReplayedRun] = []
+        page = PageRequest(limit=1000)
+        while True:
+            found = await self._store.list_executions(uid, page)
+            runs += [
+                ReplayedRun(
+                    execution_id=run.id, code=run.code, before=run.status, duration_ms_before=run.duration_ms
+                )
+                for run in found.items
+                if run.started_at is not None and run.finished_at is not None
+            ]  # fmt: skip
+            if found.next_token is None:
+                return runs[::-1]
+            page = PageRequest(limit=1000, token=found.next_token)
+
+    async def _run(self, under: _Under, request: ReplayRequest, caller: str) -> bool:
+        series = under.series
+        for index, run in enumerate(under.runs):
+            if not series.goes_on:
+                break
+            if run.before in _NOT_AGAIN:
+                run.verdict, run.reason = "skipped", _NOT_AGAIN[run.before]
+            else:
+                before = await self._store.get_execution(under.source_uid, run.execution_id)
+                again = RunRequest.model_construct(code=run.code, timeout=request.timeout or before.timeout_s)
+                told = {"index": index, "replayed": run.execution_id}
+                answer = await self._series.run(series, under.session_id, again, caller, **told)
+                await asyncio.to_thread(_judge, run, before, answer)
+                if not series.goes_on and answer.status is Status.INTERRUPTED:
+                    run.verdict, run.reason = "skipped", series.reason
+            series.size_bytes += len(run.code) + len(run.diff or "")
+            series.journal.add("run_done", run.model_copy())
+            if run.verdict == "failed" and request.stop_on_error:
+                series.reason = "A run failed; later ones were not run again."
+                break
+        return not any(run.verdict == "failed" for run in under.runs)
+
+
+def _judge(run: ReplayedRun, before: Execution, answer: RunAnswer) -> None:
+    run.replayed_execution_id, run.after, run.duration_ms_after = (
+        answer.execution_id, answer.status, answer.duration_ms,
+    )  # fmt: skip
+    run.diff = difference(before.outputs, before.started_at, answer.outputs, answer.started_at)
+    if answer.status not in (Status.OK, before.status):
+        run.verdict = "failed"
+        run.reason = f"{answer.error.ename}: {answer.error.evalue}"[:1000] if answer.error else str(answer.status)
+    else:
+        run.verdict = "same" if run.diff is None and answer.status == before.status else "different"
