@@ -370,7 +370,7 @@ class ApiHandler(RequestHandler):
         kernel = self.services.sessions.kernel(session.id)
         if kernel is None:
             return kind.of(session, self.base_url, **more)
-        return kind.of(session, self.base_url, kernel.id, kernel.process.walls, **more)
+        return kind.of(session, self.base_url, kernel.process.walls, **more)
 
     def _request_summary(self) -> str:
         return f"{self.request.method} {self.request.path}"
