@@ -30,6 +30,7 @@ from gateway.handlers.base import NoSuchRoute, Services
 from gateway.handlers.openapi import document
 from gateway.handlers.routes import ROUTES
 from gateway.metrics import Metrics
+from gateway.services.contents import ContentsService
 from gateway.services.executions import ExecutionService
 from gateway.services.idempotency import IdempotencyService
 from gateway.services.introspection import IntrospectionService
@@ -289,6 +290,7 @@ def _services(
             engine,
             past,
         ),
+        contents=ContentsService(sessions, background.spawn),
         introspection=IntrospectionService(settings, sessions),
         snapshots=SnapshotService(settings, store, engine, live, sessions, vault, recorder, background.spawn),
         idempotency=IdempotencyService(settings, recorder),

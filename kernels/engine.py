@@ -180,6 +180,10 @@ class Workspace(Protocol):
         """
         ...
 
+    async def make_folder(self, path: str) -> FileInfo:
+        """Make an empty folder and those above it. Raises `FileConflict` if something is there."""
+        ...
+
     async def delete(self, path: str) -> None:
         """Delete a file, a link (not what it points to), or a folder with all in it."""
         ...

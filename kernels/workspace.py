@@ -95,6 +95,9 @@ class LocalWorkspace:
         finally:
             await in_thread(upload.close)
 
+    async def make_folder(self, path: str) -> FileInfo:
+        return await in_thread(self._make_folder, path)
+
     async def delete(self, path: str) -> None:
         await in_thread(self._delete, path)
 
@@ -160,6 +163,16 @@ class LocalWorkspace:
             opened.callback(os.close, fd)
             _check_regular(place, os.fstat(fd))
             return fd
+
+    def _make_folder(self, path: str) -> FileInfo:
+        with self._room.change(), open_root(self._root, path) as root, resolve(root, path) as place:
+            name = _name(place)
+            if place.status_or_none() is not None:
+                raise FileConflict(path, "it is there already")
+            with place.made() as folder:
+                os.mkdir(name, 0o755, dir_fd=folder)
+                os.fsync(folder)
+                return _file_info(show(parse(path)), os.stat(name, dir_fd=folder, follow_symlinks=False))
 
     def _delete(self, path: str) -> None:
         with self._room.change(), open_root(self._root, path) as root, resolve(root, path, follow=False) as place:

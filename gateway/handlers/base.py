@@ -31,6 +31,7 @@ from gateway.models.idempotency import KeptAnswer
 from gateway.models.pieces import LARGE_CHARACTERS, text_size, view_pieces
 from gateway.models.queries import NoQuery
 from gateway.models.sessions import Session, SessionId, SessionView
+from gateway.services.contents import ContentsService
 from gateway.services.executions import ExecutionService
 from gateway.services.idempotency import IdempotencyService, full_key
 from gateway.services.introspection import IntrospectionService
@@ -119,6 +120,7 @@ class Services:
     live: Live
     sessions: SessionService
     executions: ExecutionService
+    contents: ContentsService
     introspection: IntrospectionService
     snapshots: SnapshotService
     idempotency: IdempotencyService
@@ -138,6 +140,15 @@ class Operation:
     body_required: bool = True
     also: dict[int, str] = field(default_factory=dict)
     also_answers: dict[int, type[BaseModel]] = field(default_factory=dict)
+
+
+class ErrorView(BaseModel):
+    """The envelope of every refusal."""
+
+    error: str
+    code: str
+    details: dict[str, Any]
+    request_id: str
 
 
 def _once(post: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
@@ -171,6 +182,7 @@ class ApiHandler(RequestHandler):
     operations: ClassVar[dict[str, Operation]] = {}
     answers_once: ClassVar[bool] = True
     takes_any_query: ClassVar[bool] = False
+    refusal_model: ClassVar[type[BaseModel]] = ErrorView
 
     def __init_subclass__(cls) -> None:
         if "post" in cls.__dict__:
@@ -372,6 +384,10 @@ class ApiHandler(RequestHandler):
             return kind.of(session, self.base_url, **more)
         return kind.of(session, self.base_url, kernel.process.walls, **more)
 
+    @property
+    def audited_session_id(self) -> str | None:
+        return self.path_kwargs.get("session_id")
+
     def _request_summary(self) -> str:
         return f"{self.request.method} {self.request.path}"
 
@@ -388,7 +404,11 @@ class ApiHandler(RequestHandler):
             self.set_header("Retry-After", str(refusal.retry_after_s or 1))
         if not self.request._body_future.done():  # Tornado refused it, and will not read on
             self.set_header("Connection", "close")
-        self.send_json(envelope(refusal, self.request_id).model_dump_json(), _status_of(refusal))
+        self.send_json(self.refusal(refusal).model_dump_json(), _status_of(refusal))
+
+    def refusal(self, error: errors.GatewayError) -> BaseModel:
+        """What a refusal is answered with, as `refusal_model` has it."""
+        return envelope(error, self.request_id)
 
     def _allowed_methods(self) -> set[str]:
         methods = set(self.operations)
@@ -434,7 +454,7 @@ class ApiHandler(RequestHandler):
             self.services.recorder.audit(
                 AuditLine(
                     id=uuid4().hex, at=now(), actor=self.caller, action=f"{method} {self._route}",
-                    session_id=self.path_kwargs.get("session_id"), outcome=str(status),
+                    session_id=self.audited_session_id, outcome=str(status),
                     request_id=self.request_id, remote=self.request.remote_ip,
                 )
             )  # fmt: skip
@@ -446,15 +466,6 @@ class HostRefused(errors.Denied):
 
 class OriginRefused(errors.Denied):
     code = "origin_refused"
-
-
-class ErrorView(BaseModel):
-    """The envelope of every refusal."""
-
-    error: str
-    code: str
-    details: dict[str, Any]
-    request_id: str
 
 
 class NoSuchRoute(ApiHandler):

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from gateway.handlers.base import ErrorView, Operation
+from gateway.handlers.base import Operation
 
 _REF = "#/components/schemas/{model}"
 _ERRORS = {
@@ -26,7 +26,7 @@ _IN_PATH: dict[str, dict[str, Any]] = {
 def document(routes: Iterable[tuple[str, type[Any]]]) -> dict[str, Any]:
     """The whole document for routes, given as path and handler."""
     routes = list(routes)
-    models = _models(op for _, handler in routes for op in handler.operations.values())
+    models = _models((op, handler.refusal_model) for _, handler in routes for op in handler.operations.values())
     schemas, definitions = models_json_schema(models, ref_template=_REF, by_alias=True)
     refs = dict(schemas)
     paths: dict[str, Any] = {}
@@ -36,7 +36,7 @@ def document(routes: Iterable[tuple[str, type[Any]]]) -> dict[str, Any]:
             for name in re.findall(r"\{(\w+)\}", path)
         ]
         operations = {
-            method.lower(): _operation(path, method, operation, refs)
+            method.lower(): _operation(path, method, operation, refs, refs[handler.refusal_model, "serialization"])
             for method, operation in handler.operations.items()
         }
         paths[path] = operations | ({"parameters": parameters} if parameters else {})
@@ -54,9 +54,10 @@ def document(routes: Iterable[tuple[str, type[Any]]]) -> dict[str, Any]:
     }
 
 
-def _models(operations: Iterable[Operation]) -> list[tuple[type[BaseModel], Any]]:
-    found: dict[tuple[type[BaseModel], str], None] = {(ErrorView, "serialization"): None}
-    for operation in operations:
+def _models(operations: Iterable[tuple[Operation, type[BaseModel]]]) -> list[tuple[type[BaseModel], Any]]:
+    found: dict[tuple[type[BaseModel], str], None] = {}
+    for operation, refusal in operations:
+        found[refusal, "serialization"] = None
         answers = [(answer, "serialization") for answer in (operation.answer, *operation.also_answers.values())]
         for part, mode in ((operation.body, "validation"), *answers):
             if isinstance(part, type):
@@ -64,13 +65,13 @@ def _models(operations: Iterable[Operation]) -> list[tuple[type[BaseModel], Any]
     return list(found)
 
 
-def _operation(path: str, method: str, operation: Operation, refs: dict[Any, Any]) -> dict[str, Any]:
+def _operation(path: str, method: str, operation: Operation, refs: dict[Any, Any], refused: Any) -> dict[str, Any]:
     parts = [part for part in path.split("/") if part]
     described: dict[str, Any] = {
         "operationId": re.sub(r"\W+", "_", f"{method.lower()}_{path.strip('/')}").strip("_"),
         "summary": operation.summary,
         "tags": [next((part for part in parts[1:] if not part.startswith("{")), "service")],
-        "responses": _responses(operation, refs),
+        "responses": _responses(operation, refs, refused),
     }
     if operation.query is not None:
         described["parameters"] = _query_parameters(operation.query)
@@ -88,12 +89,12 @@ def _operation(path: str, method: str, operation: Operation, refs: dict[Any, Any
     return described
 
 
-def _responses(operation: Operation, refs: dict[Any, Any]) -> dict[str, Any]:
+def _responses(operation: Operation, refs: dict[Any, Any], refused: Any) -> dict[str, Any]:
     fine: dict[str, Any] = {"description": operation.summary}
     if operation.answer is not None:
         fine["content"] = _content(operation.answer, "serialization", refs)
     responses = {str(operation.status): fine}
-    refusal = {"application/json": {"schema": refs[ErrorView, "serialization"]}}
+    refusal = {"application/json": {"schema": refused}}
     for status, why in {**_ERRORS, **operation.also}.items():
         content = refusal if status >= 400 else {}
         if answer := operation.also_answers.get(status):

@@ -3,24 +3,37 @@
 import re
 from typing import NamedTuple
 
-from gateway.handlers import diagnostics, docs, events, executions, files, introspection, sessions, snapshots
+from gateway.handlers import (
+    diagnostics,
+    docs,
+    events,
+    executions,
+    files,
+    introspection,
+    jupyter_contents,
+    sessions,
+    snapshots,
+)
 from gateway.handlers.base import ApiHandler
 
 
 class Route(NamedTuple):
-    """`path` is as OpenAPI writes it; a `{path}` at its end may hold slashes."""
+    """`path` is as OpenAPI writes it; a `{path}` may hold slashes."""
 
     path: str
     handler: type[ApiHandler]
 
     @property
     def pattern(self) -> str:
-        """`/api/v0` and `/api/v2` are other names of `/api`."""
+        """`/api/v0` and `/api/v2` are other names of `/api`; Jupyter's clients may end a path with a slash."""
         pattern = re.sub(r"\{(\w+)\}", lambda m: f"(?P<{m[1]}>{'.+' if m[1] == 'path' else '[^/]+'})", self.path)
+        if self.path.startswith("/jupyter/"):
+            return f"{pattern}/?"
         return re.sub(r"^/api(?=/)", "/api(?:/v0|/v2)?", pattern)
 
 
 _SESSION = "/api/sessions/{session_id}"
+_CONTENTS = "/jupyter/api/contents"
 
 ROUTES = [
     Route("/api/sessions", sessions.SessionsHandler),
@@ -66,6 +79,10 @@ ROUTES = [
     Route("/api/health", diagnostics.HealthHandler),
     Route("/api/ready", diagnostics.ReadyHandler),
     Route("/api/openapi.json", docs.OpenApiHandler),
+    Route(_CONTENTS, jupyter_contents.RootContentsHandler),
+    Route(f"{_CONTENTS}/{{path}}/checkpoints", jupyter_contents.CheckpointsHandler),
+    Route(f"{_CONTENTS}/{{path}}/checkpoints/{{checkpoint_id}}", jupyter_contents.CheckpointHandler),
+    Route(f"{_CONTENTS}/{{path}}", jupyter_contents.ContentsHandler),
     Route("/metrics", diagnostics.MetricsHandler),
     Route("/docs", docs.DocsHandler),
     Route("/", docs.HomeHandler),

@@ -116,6 +116,18 @@ class SessionService:
         found = await self._store.list_sessions(filter_, page)
         return Page([await self._measure(one) for one in found.items], found.total_count, found.next_token)
 
+    async def all(self) -> AsyncIterator[Session]:
+        """Every live session, newest first, with its files as they were last counted."""
+        await asyncio.gather(*(live.outbox.flushed() for live in self._live))
+        page = PageRequest(limit=1000)
+        while True:
+            found = await self._store.list_sessions(SessionFilter(), page)
+            for session in found.items:
+                yield session
+            if found.next_token is None:
+                return
+            page = PageRequest(limit=1000, token=found.next_token)
+
     async def list_children(self, session_id: str, page: PageRequest) -> Page[Session]:
         await self._find(session_id)
         return await self.list(SessionFilter(parent_id=session_id), page)
@@ -167,7 +179,7 @@ class SessionService:
         return await self.workspace(session)
 
     async def write_file(self, session_id: str, path: str, content: bytes) -> None:
-        await (await self.files(session_id)).write(path, _once(content))
+        await (await self.files(session_id)).write(path, once(content))
 
     # Creating
 
@@ -408,5 +420,5 @@ def _no_kernel(wanted: str, specs: Any) -> str:
     return f"no kernel for {wanted!r} is installed; there are {', '.join(sorted(specs))}."
 
 
-async def _once(content: bytes) -> AsyncIterator[bytes]:
+async def once(content: bytes) -> AsyncIterator[bytes]:
     yield content

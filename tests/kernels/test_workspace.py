@@ -649,3 +649,30 @@ async def test_remove_takes_everything_and_may_be_repeated(workspace: LocalWorks
         await workspace.list()
     with pytest.raises(NoSuchFile):
         await workspace.write("file", pieces(b"x"))
+
+
+# Folders
+
+
+async def test_a_folder_is_made_with_those_above_it_and_never_over_something(
+    workspace: LocalWorkspace, root: Path
+) -> None:
+    info = await workspace.make_folder("a/b")
+    await workspace.write("file", pieces(b"x"))
+
+    assert (info.path, info.type) == ("a/b", "directory")
+    for taken in ("a/b", "a", "file", "file/below"):
+        with pytest.raises(FileConflict):
+            await workspace.make_folder(taken)
+    assert everything(root) == {"a": None, "a/b": None, "file": b"x"}
+
+
+async def test_no_folder_is_made_outside_through_a_link(workspace: LocalWorkspace, root: Path, tmp_path: Path) -> None:
+    (tmp_path / "outside").mkdir()
+    (root / "link").symlink_to(tmp_path / "outside")
+
+    for path in ("link/new", "../new", "/new"):
+        with pytest.raises(OutsideWorkspace):
+            await workspace.make_folder(path)
+
+    assert everything(tmp_path / "outside") == {}
