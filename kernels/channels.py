@@ -26,8 +26,8 @@ class Request:
     """A request under way; `done` once its reply and, if that is waited for, its `idle` are in."""
 
     __slots__ = (
-        "_held", "_replied", "_wants_idle", "done", "idle_seen", "msg_id", "on_idle", "on_input", "on_iopub", "on_reply",
-        "reply",
+        "_held", "_replied", "_wants_idle", "done", "idle_seen", "msg_id", "on_idle", "on_input", "on_iopub",
+        "on_reply", "reply",
     )  # fmt: skip
 
     def __init__(self, msg_id: str, on_iopub: Listener | None, on_input: Listener | None, wants_idle: bool) -> None:

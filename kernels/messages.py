@@ -30,7 +30,9 @@ class Message:
     `parts` are its frames as they came: header, parent header, metadata, content, buffers.
     """
 
-    __slots__ = ("_content", "_unpack", "buffers", "content_bytes", "header", "metadata", "parent", "parent_id", "parts")
+    __slots__ = (
+        "_content", "_unpack", "buffers", "content_bytes", "header", "metadata", "parent", "parent_id", "parts",
+    )  # fmt: skip
 
     def __init__(self, unpack: Callable[[bytes], Any], frames: Sequence[bytes]) -> None:
         self._unpack = unpack

@@ -31,10 +31,12 @@ from gateway.models.idempotency import KeptAnswer
 from gateway.models.pieces import LARGE_CHARACTERS, text_size, view_pieces
 from gateway.models.queries import NoQuery
 from gateway.models.sessions import Session, SessionId, SessionView
+from gateway.services.channels import ChannelService
 from gateway.services.contents import ContentsService
 from gateway.services.executions import ExecutionService
 from gateway.services.idempotency import IdempotencyService, full_key
 from gateway.services.introspection import IntrospectionService
+from gateway.services.jupyter import JupyterService
 from gateway.services.live import Live
 from gateway.services.recorder import Recorder
 from gateway.services.sessions import SessionService
@@ -121,6 +123,8 @@ class Services:
     sessions: SessionService
     executions: ExecutionService
     contents: ContentsService
+    channels: ChannelService
+    jupyter: JupyterService
     introspection: IntrospectionService
     snapshots: SnapshotService
     idempotency: IdempotencyService
@@ -293,8 +297,12 @@ class ApiHandler(RequestHandler):
             raise HostRefused(f"This gateway does not answer to the name {host!r}.", host=host)
         origin = self.request.headers.get("Origin")
         reads = self.request.method in ("GET", "HEAD", "OPTIONS")
-        if origin is not None and not reads and _host(origin) != host.lower():
+        if origin is not None and not reads and not self.is_own_page(origin):
             raise OriginRefused(f"A page of {origin!r} may not do this.", origin=origin)
+
+    def is_own_page(self, origin: str) -> bool:
+        """Whether a page of this origin is one that this gateway has sent."""
+        return _host(origin) == self.request.host.lower()
 
     @property
     def raw_body(self) -> bytes:

@@ -6,14 +6,16 @@ The parts of a message are carried as they came: neither framing unpacks them.
 import struct
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import orjson
 
+from kernels.channels import Channel
 from kernels.messages import BadMessage, Message, received
 
 V1 = "v1.kernel.websocket.jupyter.org"
-CHANNELS = ("shell", "control", "stdin")  # that a client may write to
+CHANNELS: dict[str, Channel] = {"shell": "shell", "control": "control", "stdin": "stdin"}  # that a client may write to
 
 _WORD = 8  # bytes of a number in v1
 _NO_BUFFERS = b',"buffers":[]'
@@ -47,7 +49,7 @@ class Envelope:
         return _join_binary([text, *buffers])
 
 
-def read(frame: str | bytes, *, v1: bool) -> tuple[str, Message]:
+def read(frame: str | bytes, *, v1: bool) -> tuple[Channel, Message]:
     """Channel and message of what a client has sent. Raises `BadMessage`."""
     if isinstance(frame, bytes) and v1:
         channel, parts = _split_v1(frame)
@@ -58,7 +60,7 @@ def read(frame: str | bytes, *, v1: bool) -> tuple[str, Message]:
         raise BadMessage(f"There is no channel {channel[:20]!r} to write to.")
     if not message.id or not message.type or len(message.id) > 128:
         raise BadMessage("Its header lacks msg_id or msg_type.")
-    return channel, message
+    return CHANNELS[channel], message
 
 
 def _read_legacy(frame: str | bytes) -> tuple[str, list[bytes]]:
@@ -93,7 +95,7 @@ def _split_v1(frame: bytes) -> tuple[str, list[bytes]]:
         raise BadMessage("Its offsets can't be read.") from None
     if list(offsets) != sorted(offsets) or offsets[-1] > len(frame):
         raise BadMessage("Its offsets do not fit.")
-    return channel, [frame[start:end] for start, end in zip(offsets[1:-1], offsets[2:], strict=True)]
+    return channel, [frame[start:end] for start, end in pairwise(offsets[1:])]
 
 
 def _join_binary(parts: Sequence[bytes]) -> bytes:
@@ -112,4 +114,4 @@ def _split_binary(frame: bytes) -> list[bytes]:
         raise BadMessage("Its offsets can't be read.") from None
     if offsets != sorted(offsets):
         raise BadMessage("Its offsets do not fit.")
-    return [frame[start:end] for start, end in zip(offsets[:-1], offsets[1:], strict=True)]
+    return [frame[start:end] for start, end in pairwise(offsets)]

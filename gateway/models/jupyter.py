@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, RootModel, StringConstraints
 
 from gateway.models.base import Answer, Text, Utc
 
@@ -117,6 +117,13 @@ class SessionModel(Answer):
     kernel: KernelModel
     notebook: dict[str, str]
 
+
+class KernelList(RootModel[list[KernelModel]]):
+    """Kernels, newest session first."""
+
+
+class SessionModelList(RootModel[list[SessionModel]]):
+    """What is open."""
 
 
 class ChannelsQuery(BaseModel):

@@ -303,9 +303,7 @@ class SessionView(Answer):
     jupyter: JupyterAddress
 
     @classmethod
-    def of(
-        cls, session: Session, base_url: str, walls: Walls | None = None, **more: Any
-    ) -> Self:
+    def of(cls, session: Session, base_url: str, walls: Walls | None = None, **more: Any) -> Self:
         """The view of `session`, with addresses under `base_url` (scheme and host)."""
         fields = session.model_dump(exclude={"resources", "agents"})
         return cls(

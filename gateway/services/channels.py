@@ -17,7 +17,7 @@ from gateway.services.sessions import SessionService
 from kernels.channels import Channel
 from kernels.errors import KernelGone, KernelsError
 from kernels.kernel import Kernel
-from kernels.messages import Message
+from kernels.messages import Content, Message
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +38,11 @@ class ChannelService:
         if live.kernel is None and live.closing is None:
             self._spawn(self._sessions.start(live))
         return front_end
+
+    def leave(self, live: LiveSession, front_end: FrontEnd, socket: Socket) -> None:
+        """Its socket is closed."""
+        live.front_ends.leave(front_end, socket)
+        live.touch()
 
     async def receive(self, live: LiveSession, front_end: FrontEnd, channel: Channel, message: Message) -> None:
         """One message of a front end. Whatever it asks is answered, with an error if it can't be done."""
@@ -132,7 +137,7 @@ class ChannelService:
             kernel.channels.pass_on(channel, message)
 
     def _answer(
-        self, live: LiveSession, front_end: FrontEnd, channel: Channel, message: Message, content: dict[str, object]
+        self, live: LiveSession, front_end: FrontEnd, channel: Channel, message: Message, content: Content
     ) -> None:
         """In the kernel's stead."""
         kind = message.type.removesuffix("_request") + "_reply"

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 from gateway.models.channels import Envelope
-from kernels.messages import Message, made
+from kernels.messages import Content, Message, made
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ _CODE_TOO_SLOW, _CODE_GONE, _CODE_REPLACED = 4013, 1001, 4000
 class Socket(Protocol):
     """A websocket that is open."""
 
-    def write(self, envelope: Envelope) -> "asyncio.Future[None]":
+    def deliver(self, envelope: Envelope) -> "asyncio.Future[None]":
         """Done when it was handed to the network; raises when it can't be any more."""
         ...
 
@@ -97,7 +97,7 @@ class FrontEnd:
             envelope = self._waiting.popleft()
             self._waiting_bytes -= envelope.size_bytes
             self._written_bytes += envelope.size_bytes
-            sent = socket.write(envelope)
+            sent = socket.deliver(envelope)
             self._written.append((envelope, sent))
             sent.add_done_callback(self._sent)
 
@@ -184,7 +184,7 @@ class FrontEnds:
             for front_end in self._all:
                 front_end.send(envelope)
 
-    def made(self, msg_type: str, content: dict[str, Any], parent: dict[str, Any] | None = None) -> Message:
+    def made(self, msg_type: str, content: Content, parent: Content | None = None) -> Message:
         """A message as if the kernel had sent it: front ends leave aside what another session sends."""
         return made(msg_type, content, session=self._kernel_session, parent=parent)
 

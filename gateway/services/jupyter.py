@@ -86,9 +86,7 @@ class JupyterService:
         kernels = await self.list_kernels()
         last = max((kernel.last_activity for kernel in kernels), default=self._started_at)
         connections = sum(kernel.connections for kernel in kernels)
-        return ServerStatus(
-            started=self._started_at, last_activity=last, connections=connections, kernels=len(kernels)
-        )
+        return ServerStatus(started=self._started_at, last_activity=last, connections=connections, kernels=len(kernels))
 
     # What is open on them
 
