@@ -30,7 +30,14 @@ class AskedCell:
 
     def reply(self, message: Message) -> None:
         self._answered = True
+        if message.metadata.get("session_gateway", {}).get("truncated"):
+            self._tell_truncated()
         self.front_end.put("shell", message)
+
+    def _tell_truncated(self) -> None:
+        """Before the reply: after it a front end may listen no more."""
+        told = {"name": "stderr", "text": "\n[The output of this cell is past its limit: the rest was left out.]\n"}
+        self.front_end.put("iopub", self._front_ends.made("stream", told, self.request.header))
 
     def ask_input(self, message: Message) -> None:
         self.front_end.put("stdin", message)
