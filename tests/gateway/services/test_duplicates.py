@@ -155,7 +155,9 @@ async def test_deleted_copies_leave_no_process(api: Api, gateway: GatewayProcess
     made = await asyncio.gather(*(api.post(f"/api/sessions/{source}/duplicate", None, 201) for _ in range(10)))
     places = {UUID(one["jupyter"]["kernel_id"]).hex for one in made}
     records = [
-        one for one in (gateway.data_dir / "kernels").glob("*.json") if json.loads(one.read_text())["about"]["place"] in places
+        one
+        for one in (gateway.data_dir / "kernels").glob("*.json")
+        if json.loads(one.read_text())["about"]["place"] in places
     ]
     processes = [psutil.Process(json.loads(record.read_text())["pid"]) for record in records]
     assert len(records) == len(made)
