@@ -56,7 +56,7 @@ class FrontEnd:
         **header: Any,
     ) -> str:  # fmt: skip
         """The id of what was sent."""
-        msg_id = f"{self.session}-{next(self._numbers)}"
+        msg_id = f"{uuid.uuid4().hex}-{next(self._numbers)}"
         about = {"msg_id": msg_id, "msg_type": msg_type, "session": self.session, "username": "someone"}
         parts = [about | {"version": "5.4", "date": "2026-01-20T10:00:00Z"} | header, {}, {}, content]
         if self.v1:
@@ -87,18 +87,24 @@ class FrontEnd:
             pass
         return got
 
+    async def has(self, wanted: Callable[[Got], bool]) -> Got:
+        """The first such message, whether it has come or not."""
+        return next(filter(wanted, self.seen), None) or await self.until(wanted)
+
     async def until_state(self, state: str) -> Got:
         return await self.until(lambda got: got.state == state)
 
     async def outcome(self, msg_id: str) -> tuple[Got, list[Got]]:
         """Its reply, and what was published about it, once both its reply and its `idle` are in."""
-
-        def replied() -> list[Got]:
-            return [one for one in self.about(msg_id) if one.type.endswith("_reply") and one.channel != "iopub"]
-
-        while not (replied() and any(one.state == "idle" for one in self.about(msg_id))):
-            await self.next()
-        return replied()[0], [one for one in self.about(msg_id) if one.channel == "iopub"]
+        about, reply, idle = self.about(msg_id), None, False
+        while True:
+            for one in about:
+                if one.channel != "iopub" and one.type.endswith("_reply"):
+                    reply = reply or one
+                idle = idle or one.state == "idle"
+            if reply is not None and idle:
+                return reply, [one for one in self.about(msg_id) if one.channel == "iopub"]
+            about = [one for one in [await self.next()] if one.parent.get("msg_id") == msg_id]
 
     def about(self, msg_id: str) -> list[Got]:
         return [one for one in self.seen if one.parent.get("msg_id") == msg_id]
