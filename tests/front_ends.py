@@ -115,8 +115,8 @@ class FrontEnd:
     def vanish(self) -> None:
         """Be gone, without a word."""
         assert self.socket.protocol is not None
-        stream = self.socket.protocol.stream  # type: ignore[attr-defined]
-        stream.close()
+        assert self.socket.protocol.stream is not None
+        self.socket.protocol.stream.close()
 
 
 @asynccontextmanager
@@ -154,8 +154,9 @@ def _read_v1(frame: bytes) -> Got:
     channel, header, parent, metadata, content, *buffers = (
         frame[start:end] for start, end in itertools.pairwise(at)
     )  # fmt: skip
-    parts = map(json.loads, (header, parent, metadata, content))
-    return Got(channel.decode(), *parts, buffers)
+    return Got(
+        channel.decode(), json.loads(header), json.loads(parent), json.loads(metadata), json.loads(content), buffers
+    )  # fmt: skip
 
 
 def _join_older(text: bytes, buffers: tuple[bytes, ...]) -> bytes:
@@ -172,5 +173,6 @@ def _read_older(frame: str | bytes) -> Got:
         at = [*struct.unpack_from(f"!{count}I", frame, 4), len(frame)]
         frame, *buffers = (frame[start:end] for start, end in itertools.pairwise(at))
     told = json.loads(frame)
-    parts = (told[name] for name in ("channel", "header", "parent_header", "metadata", "content"))
-    return Got(*parts, buffers)
+    return Got(
+        told["channel"], told["header"], told["parent_header"], told["metadata"], told["content"], buffers
+    )  # fmt: skip

@@ -3,12 +3,13 @@
 import asyncio
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tornado.httpclient import HTTPClientError
 
 from tests.api import Api
-from tests.front_ends import FrontEnd, Got, front_end, text_of
+from tests.front_ends import Got, front_end, text_of
 from tests.gateways import GatewayProcess, gateway_process
 
 COMM = "get_ipython().kernel.comm_manager.register_target('t', lambda comm, _: comm.on_msg(lambda m: comm.send(m['content']['data'], buffers=m['buffers'])))"  # noqa: E501
@@ -162,7 +163,7 @@ async def test_a_silent_cell_is_not_in_the_history(api: Api, session_id: str) ->
 async def test_completion_history_and_inspection_go_to_the_kernel(api: Api, session_id: str) -> None:
     async with front_end(api.url, await kernel_of(api, session_id)) as client:
         await client.run("something_long = 1")
-        ask = {
+        ask: dict[str, dict[str, Any]] = {
             "complete_request": {"code": "something_l", "cursor_pos": 11},
             "inspect_request": {"code": "something_long", "cursor_pos": 5, "detail_level": 0},
             "is_complete_request": {"code": "for x in y:"},
@@ -242,12 +243,14 @@ async def test_a_reply_that_came_while_its_client_was_away_is_kept(api: Api, ses
 
 async def test_a_client_that_comes_back_takes_the_place_of_its_old_connection(api: Api, session_id: str) -> None:
     kernel_id = await kernel_of(api, session_id)
-    async with front_end(api.url, kernel_id, session="twice") as old:
-        async with front_end(api.url, kernel_id, session="twice") as new:
-            with pytest.raises(EOFError) as closed:
-                await old.until(lambda got: False)
-            assert result((await new.run("1 + 1"))[1]) == "2"
-            assert (await api.get(f"/jupyter/api/kernels/{kernel_id}"))["connections"] == 1
+    async with (
+        front_end(api.url, kernel_id, session="twice") as old,
+        front_end(api.url, kernel_id, session="twice") as new,
+    ):
+        with pytest.raises(EOFError) as closed:
+            await old.until(lambda got: False)
+        assert result((await new.run("1 + 1"))[1]) == "2"
+        assert (await api.get(f"/jupyter/api/kernels/{kernel_id}"))["connections"] == 1
     assert closed.value.args[0] == 4000
 
 

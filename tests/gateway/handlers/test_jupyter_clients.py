@@ -2,23 +2,22 @@
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import nbformat
+import nbformat.v4
 import pytest
 from jupyter_kernel_client import JupyterKernelClient
 
 from tests.api import Api
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")]
 
 NOTEBOOK = "jupyter_server.gateway.managers.GatewayKernelManager"
 
 
 @pytest.fixture
-async def notebook(tmp_path: Path) -> AsyncIterator[Path]:
+async def notebook(tmp_path: Path) -> Path:
     cells = [
         "x = 20\nprint('printed')",
         "x * 2 + 2",
@@ -27,7 +26,7 @@ async def notebook(tmp_path: Path) -> AsyncIterator[Path]:
     made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
     path = tmp_path / "a.ipynb"
     nbformat.write(made, path)
-    yield path
+    return path
 
 
 async def test_jupyter_kernel_client_runs_code_and_lists_variables(api: Api) -> None:
@@ -110,9 +109,9 @@ async def test_jupyter_server_serves_the_gateways_kernels_as_its_own(api: Api, s
                 "/api/sessions", {"path": "a.ipynb", "name": "a", "type": "notebook", "kernel": {"id": kernel_id}},
                 201, headers=headers,
             )  # fmt: skip
+        ran = await api.run(session_id, "x + 1")
     finally:
-        process.terminate()
+        process.terminate()  # which ends the kernels that it had open
         await process.communicate()
 
-    assert (logo.status_code, opened["kernel"]["id"]) == (200, kernel_id)
-    assert (await api.run(session_id, "x + 1"))["result"] == "42"
+    assert (logo.status_code, opened["kernel"]["id"], ran["result"]) == (200, kernel_id, "42")
