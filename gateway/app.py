@@ -30,10 +30,12 @@ from gateway.handlers.base import NoSuchRoute, Services
 from gateway.handlers.openapi import document
 from gateway.handlers.routes import ROUTES
 from gateway.metrics import Metrics
+from gateway.services.channels import ChannelService
 from gateway.services.contents import ContentsService
 from gateway.services.executions import ExecutionService
 from gateway.services.idempotency import IdempotencyService
 from gateway.services.introspection import IntrospectionService
+from gateway.services.jupyter import JupyterService
 from gateway.services.live import Live
 from gateway.services.live_session import Tools
 from gateway.services.notebooks import NotebookService
@@ -53,6 +55,7 @@ from kernels.errors import StartFailed, WallsMissing
 log = logging.getLogger(__name__)
 
 _MOST_SOCKETS = 65_536
+_PING_S = 30  # a websocket whose client has not answered by the next one is closed
 
 
 class CannotStart(Exception):
@@ -282,12 +285,15 @@ def _services(
     )  # fmt: skip
     snapshots = SnapshotService(settings, store, engine, live, sessions, vault, recorder, background.spawn)
     series = SeriesService(settings, executions, background.spawn)
+    channels = ChannelService(sessions, executions, background.spawn)
     return Services(
         settings=settings,
         store=store,
         live=live,
         sessions=sessions,
         executions=executions,
+        channels=channels,
+        jupyter=JupyterService(store, live, sessions, channels),
         contents=ContentsService(sessions, background.spawn),
         series=series,
         notebooks=NotebookService(settings, store, sessions, series),
@@ -306,6 +312,9 @@ def _application(services: Services) -> Application:
         default_handler_class=NoSuchRoute,
         default_handler_args={"services": services},
         openapi=document(ROUTES),
+        websocket_ping_interval=_PING_S,
+        websocket_ping_timeout=_PING_S,
+        websocket_max_message_size=services.settings.body_limit_bytes,
         log_function=lambda handler: None,
     )
 

@@ -121,6 +121,12 @@ class Settings(BaseSettings):
         default=[], description="modules that Python kernels find imported, where their environment has them"
     )
 
+    front_end_buffer_bytes: Annotated[int, Field(ge=1000)] = Field(
+        default=32 * MEBI, description="what waits for one Jupyter client that is slow or away; then it is sent away"
+    )
+    front_end_remembered_s: Annotated[float, Field(ge=0)] = Field(
+        default=300, description="how long a Jupyter client that has left can come back to what was said meanwhile"
+    )
     journal_limit_bytes: Annotated[int, Field(ge=MEBI)] = Field(
         default=64 * MEBI, description="what is kept on disk of what a kernel published, for the next gateway to tell"
     )

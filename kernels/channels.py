@@ -26,7 +26,8 @@ class Request:
     """A request under way; `done` once its reply and, if that is waited for, its `idle` are in."""
 
     __slots__ = (
-        "_held", "_replied", "_wants_idle", "done", "idle_seen", "msg_id", "on_idle", "on_input", "on_iopub", "reply",
+        "_held", "_replied", "_wants_idle", "done", "idle_seen", "msg_id", "on_idle", "on_input", "on_iopub",
+        "on_reply", "reply",
     )  # fmt: skip
 
     def __init__(self, msg_id: str, on_iopub: Listener | None, on_input: Listener | None, wants_idle: bool) -> None:
@@ -34,6 +35,7 @@ class Request:
         self.on_iopub = on_iopub
         self.on_input = on_input
         self.on_idle: Callable[[], None] | None = None
+        self.on_reply: Listener | None = None
         self._held: list[Message] | None = None
         self._replied: asyncio.Future[Message] | None = None
         self.reply: Message | None = None
@@ -66,6 +68,8 @@ class Request:
     def got_reply(self, message: Message) -> None:
         if self.reply is None:
             self.reply = message
+            if self.on_reply is not None:
+                self.on_reply(message)
             if self._replied is not None and not self._replied.done():
                 self._replied.set_result(message)
             self._check()
@@ -178,6 +182,30 @@ class Channels:
         self._socket(channel).send(frames)
         return request
 
+    def forward(
+        self,
+        channel: Channel,
+        message: Message,
+        *,
+        on_reply: Listener | None = None,
+        on_iopub: Listener | None = None,
+        on_input: Listener | None = None,
+        wants_idle: bool = False,
+    ) -> Request:
+        """Send what somebody else has written, signed by us; its reply comes here. Raises what `send` raises."""
+        if self._broken:
+            raise self._broken
+        request = self._awaited(Request(message.id, on_iopub, on_input, wants_idle))
+        request.on_reply = on_reply
+        self._socket(channel).send(self.wire.signed(message.parts))
+        return request
+
+    def pass_on(self, channel: Channel, message: Message) -> None:
+        """Send what somebody else has written, and what no reply comes to. Raises what `send` raises."""
+        if self._broken:
+            raise self._broken
+        self._socket(channel).send(self.wire.signed(message.parts))
+
     def expect(self, msg_id: str, on_iopub: Listener, on_input: Listener) -> Request:
         """A request that somebody else has sent, who is gone; what comes of it is held until `release`."""
         if self._broken:
@@ -188,8 +216,12 @@ class Channels:
 
     def _awaited(self, request: Request) -> Request:
         self._requests[request.msg_id] = request
-        request.done.add_done_callback(lambda _: self._requests.pop(request.msg_id, None))
+        request.done.add_done_callback(lambda _: self._forget(request))
         return request
+
+    def _forget(self, request: Request) -> None:
+        if self._requests.get(request.msg_id) is request:  # else somebody has used its id again
+            del self._requests[request.msg_id]
 
     async def ask(
         self, channel: Channel, msg_type: str, content: Content, *, subshell_id: str | None = None
@@ -205,6 +237,10 @@ class Channels:
         """Answer an `input_request`."""
         _, frames = self.wire.request("input_reply", content, parent=request.header)
         self._socket("stdin").send(frames)
+
+    def awaits(self, msg_id: str) -> bool:
+        """Whether a request of that id is under way."""
+        return msg_id in self._requests
 
     @property
     def broken(self) -> bool:

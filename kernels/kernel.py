@@ -16,13 +16,13 @@ from uuid import uuid4
 import zmq
 
 from kernels import duplicates
-from kernels.channels import Channels, Request, connected
+from kernels.channels import Channels, Listener, Request, connected
 from kernels.engine import Engine, Exit, Kept, KernelProcess, Kernelspec, Launch
 from kernels.errors import KernelGone, KernelsError, NeverArrived, NotOffered, StartFailed
 from kernels.fstrings import for_python_before_312
 from kernels.journal import Entry
 from kernels.journaled import RunOf, Verdict, count_of, may_follow
-from kernels.messages import Message
+from kernels.messages import Message, received
 from kernels.outputs import Event, Outputs
 
 log = logging.getLogger(__name__)
@@ -207,6 +207,37 @@ class Kernel:
             "shell", "execute_request", content,
             metadata={"session_gateway": wishes}, msg_id=run_id,
             on_iopub=execution.take, on_input=execution.ask_input, wants_idle=True,
+        )  # fmt: skip
+        async with self._under_way(execution, grace_s):
+            yield execution
+
+    @asynccontextmanager
+    async def execute_request(
+        self,
+        message: Message,
+        *,
+        on_event: OnEvent,
+        on_input: OnInput,
+        on_reply: Listener,
+        output_limit_bytes: int,
+        grace_s: float = 3.0,
+    ) -> AsyncIterator[Execution]:
+        """Run the cell of an `execute_request` that a client has sent; otherwise like `execute`.
+
+        Its parts stay as the client wrote them but for what is ours to say: the output limit, and that the kernel
+        refuses nothing that comes after an error, since what waits for its turn is not in the kernel yet.
+        """
+        content, wire = dict(message.content), self.channels.wire
+        code = content.get("code")
+        if isinstance(code, str) and self._before_python_312():
+            content["code"] = for_python_before_312(code)
+        content["stop_on_error"] = False
+        metadata = {**message.metadata, "session_gateway": {"output_limit": output_limit_bytes}}
+        header, parent, _, _, *buffers = message.parts
+        execution = Execution(Outputs(output_limit_bytes), on_event, on_input)
+        execution.request = self.channels.forward(
+            "shell", received([header, parent, wire.pack(metadata), wire.pack(content), *buffers]),
+            on_reply=on_reply, on_iopub=execution.take, on_input=execution.ask_input, wants_idle=True,
         )  # fmt: skip
         async with self._under_way(execution, grace_s):
             yield execution

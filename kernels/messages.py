@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
+import orjson
 from jupyter_client._version import protocol_version
 from jupyter_client.session import Session
 
@@ -24,15 +25,22 @@ class BadMessage(KernelsError):
 
 
 class Message:
-    """A received message. Content is unpacked when it is asked for: most of what a kernel says is only routed."""
+    """A received message. Content is unpacked when it is asked for: most of what a kernel says is only routed.
 
-    __slots__ = ("_content", "_unpack", "buffers", "content_bytes", "header", "metadata", "parent_id")
+    `parts` are its frames as they came: header, parent header, metadata, content, buffers.
+    """
+
+    __slots__ = (
+        "_content", "_unpack", "buffers", "content_bytes", "header", "metadata", "parent", "parent_id", "parts",
+    )  # fmt: skip
 
     def __init__(self, unpack: Callable[[bytes], Any], frames: Sequence[bytes]) -> None:
         self._unpack = unpack
         self._content: dict[str, Any] | None = None
+        self.parts = frames
         self.header: dict[str, Any] = unpack(frames[0])
-        parent_id = unpack(frames[1]).get("msg_id")
+        self.parent: dict[str, Any] = unpack(frames[1])
+        parent_id = self.parent.get("msg_id")
         self.parent_id: str | None = parent_id if isinstance(parent_id, str) else None
         self.metadata: dict[str, Any] = unpack(frames[2])
         if not isinstance(self.header, dict) or not isinstance(self.metadata, dict):
@@ -44,6 +52,12 @@ class Message:
     def type(self) -> str:
         kind = self.header.get("msg_type")
         return kind if isinstance(kind, str) else ""
+
+    @property
+    def id(self) -> str:
+        """Empty if it has none that can be an id."""
+        msg_id = self.header.get("msg_id")
+        return msg_id if isinstance(msg_id, str) else ""
 
     @property
     def content(self) -> dict[str, Any]:
@@ -64,23 +78,44 @@ class Message:
         return content
 
 
+def received(parts: Sequence[bytes]) -> Message:
+    """The message that a client has sent, in the order of `Message.parts`. Raises `BadMessage`."""
+    if len(parts) < 4:
+        raise BadMessage("too few parts")
+    try:
+        return Message(orjson.loads, parts)
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise BadMessage(str(error)) from error
+
+
+def made(
+    msg_type: str, content: Content, *, session: str, parent: Content | None = None, metadata: Content | None = None
+) -> Message:
+    """A message as the kernel with that `session` would have sent it."""
+    about = {"username": "gateway", "session": session, "version": protocol_version}
+    header = {"msg_id": uuid4().hex, "msg_type": msg_type, "date": datetime.now(UTC), **about}
+    parts = (header, dict(parent or {}), dict(metadata or {}), dict(content))
+    return Message(orjson.loads, [orjson.dumps(part, option=orjson.OPT_UTC_Z) for part in parts])
+
+
 class Wire:
     """Turns requests into frames and frames into messages, for one kernel and its key."""
 
     def __init__(self, key: str | bytes, signature_scheme: str = "hmac-sha256", session: str | None = None) -> None:
         """With the `session` of somebody who is gone, what the kernel still sends to them comes here."""
-        made = Session(
+        packer = Session(
             key=key.encode() if isinstance(key, str) else key,
             signature_scheme=signature_scheme,
             username="gateway",
             session=session or uuid4().hex,
         )
         # Its attributes are traits, which take long to look up: what is needed for each message is kept here.
-        self._pack, self._unpack = made.pack, made.unpack
-        self._key: bytes | None = made.key if made.auth is not None else None
+        self._pack, self._unpack = packer.pack, packer.unpack
+        self._key: bytes | None = packer.key if packer.auth is not None else None
         self._digest = signature_scheme.removeprefix("hmac-")
-        self._about = {"username": made.username, "session": made.session, "version": protocol_version}
-        self.identity: bytes = made.bsession
+        self._about = {"username": packer.username, "session": packer.session, "version": protocol_version}
+        self.session: str = packer.session
+        self.identity: bytes = packer.bsession
 
     @classmethod
     def of(cls, connection: Mapping[str, Any]) -> "Wire":
@@ -102,7 +137,16 @@ class Wire:
         if subshell_id is not None:
             header["subshell_id"] = subshell_id
         parts = [self._pack(part) for part in (header, parent or {}, dict(metadata or {}), dict(content))]
-        return msg_id, [DELIMITER, self._signature(parts), *parts]
+        return msg_id, self.signed(parts)
+
+    def signed(self, parts: Sequence[bytes]) -> list[bytes]:
+        """The frames of a message whose parts are packed already, whoever wrote it."""
+        return [DELIMITER, self._signature(parts[:4]), *parts]
+
+    def pack(self, part: Content) -> bytes:
+        """Raises `ValueError`, `TypeError` for what JSON does not have."""
+        packed: bytes = self._pack(part)
+        return packed
 
     def _signature(self, parts: Sequence[bytes]) -> bytes:
         """As the wire protocol has it: of header, parent header, metadata and content in hexadecimal."""

@@ -58,7 +58,8 @@ class Reaper:
     def _sleeps(self, live: LiveSession) -> bool:
         """Whether there is nothing here that the store does not have, and nobody listens."""
         without_kernel = live.kernel is None and not live.starting and not live.is_being_changed
-        return without_kernel and live.session.persistent and live.events.followers == 0
+        heard = live.events.followers > 0 or live.front_ends.attached > 0
+        return without_kernel and live.session.persistent and not heard
 
     def _is_over(self, live: LiveSession, idle_s: float) -> bool:
         session = live.session

@@ -31,10 +31,12 @@ from gateway.models.idempotency import KeptAnswer
 from gateway.models.pieces import LARGE_CHARACTERS, text_size, view_pieces
 from gateway.models.queries import NoQuery
 from gateway.models.sessions import Session, SessionId, SessionView
+from gateway.services.channels import ChannelService
 from gateway.services.contents import ContentsService
 from gateway.services.executions import ExecutionService
 from gateway.services.idempotency import IdempotencyService, full_key
 from gateway.services.introspection import IntrospectionService
+from gateway.services.jupyter import JupyterService
 from gateway.services.live import Live
 from gateway.services.notebooks import NotebookService
 from gateway.services.recorder import Recorder
@@ -127,6 +129,8 @@ class Services:
     series: SeriesService
     notebooks: NotebookService
     replays: ReplayService
+    channels: ChannelService
+    jupyter: JupyterService
     introspection: IntrospectionService
     snapshots: SnapshotService
     idempotency: IdempotencyService
@@ -299,8 +303,12 @@ class ApiHandler(RequestHandler):
             raise HostRefused(f"This gateway does not answer to the name {host!r}.", host=host)
         origin = self.request.headers.get("Origin")
         reads = self.request.method in ("GET", "HEAD", "OPTIONS")
-        if origin is not None and not reads and _host(origin) != host.lower():
+        if origin is not None and not reads and not self.is_own_page(origin):
             raise OriginRefused(f"A page of {origin!r} may not do this.", origin=origin)
+
+    def is_own_page(self, origin: str) -> bool:
+        """Whether a page of this origin is one that this gateway has sent."""
+        return _host(origin) == self.request.host.lower()
 
     @property
     def raw_body(self) -> bytes:
@@ -388,7 +396,7 @@ class ApiHandler(RequestHandler):
         kernel = self.services.sessions.kernel(session.id)
         if kernel is None:
             return kind.of(session, self.base_url, **more)
-        return kind.of(session, self.base_url, kernel.id, kernel.process.walls, **more)
+        return kind.of(session, self.base_url, kernel.process.walls, **more)
 
     @property
     def audited_session_id(self) -> str | None:

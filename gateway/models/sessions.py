@@ -3,6 +3,7 @@
 import json
 import re
 from typing import Annotated, Any, Literal, Self
+from uuid import UUID
 
 from pydantic import (
     AfterValidator,
@@ -159,6 +160,7 @@ class Session(BaseModel):
     `files_from`: the snapshot whose files must be in the workspace before anything else: a restore is unfinished.
     `changes` counts runs that began, and variables that were set from outside; `saved_changes` of them are saved.
     `woken`: how the last kernel began, until a run has told it.
+    `notebooks`: what Jupyter's front ends have open on its kernel: `id`, `path`, `name`, `type` of each.
     """
 
     model_config = ConfigDict(extra="ignore")
@@ -190,6 +192,7 @@ class Session(BaseModel):
     setup: Setup | None = None
     setup_status: SetupStatus | None = None
     code: str | None = None
+    notebooks: list[dict[str, str]] = []
     created_by: str = "local"
     created_at: Utc
     updated_at: Utc
@@ -210,6 +213,11 @@ class Session(BaseModel):
     save_problem: str | None = None
     holder: str | None = None
     version: int = 0
+
+    @property
+    def kernel_id(self) -> str:
+        """What its kernel is called by Jupyter's clients: the same through restarts and sleep."""
+        return str(UUID(self.uid))
 
     @property
     def network(self) -> Literal["none", "host"] | None:
@@ -249,7 +257,7 @@ class Isolation(Answer):
 
 
 class SessionView(Answer):
-    """The session document as callers see it. `isolation` and `jupyter` are there while its kernel runs.
+    """The session document as callers see it. `isolation` is there while its kernel runs.
 
     `saved_at`: as of when its variables would come back; `save_problem`: why saving them failed after that.
     """
@@ -292,12 +300,10 @@ class SessionView(Answer):
     save_problem: str | None
     resource_url: str
     isolation: Isolation | None
-    jupyter: JupyterAddress | None
+    jupyter: JupyterAddress
 
     @classmethod
-    def of(
-        cls, session: Session, base_url: str, kernel_id: str | None = None, walls: Walls | None = None, **more: Any
-    ) -> Self:
+    def of(cls, session: Session, base_url: str, walls: Walls | None = None, **more: Any) -> Self:
         """The view of `session`, with addresses under `base_url` (scheme and host)."""
         fields = session.model_dump(exclude={"resources", "agents"})
         return cls(
@@ -308,9 +314,9 @@ class SessionView(Answer):
             isolation=Isolation.of(walls) if walls is not None else None,
             **more,
             resource_url=f"{base_url}/api/sessions/{session.id}",
-            jupyter=JupyterAddress(kernel_id=kernel_id, url=f"{base_url}/jupyter/api/kernels/{kernel_id}")
-            if kernel_id
-            else None,
+            jupyter=JupyterAddress(
+                kernel_id=session.kernel_id, url=f"{base_url}/jupyter/api/kernels/{session.kernel_id}"
+            ),
         )
 
 

@@ -43,6 +43,8 @@ from gateway.models.executions import (
 )  # fmt: skip
 from gateway.models.pages import PageRequest
 from gateway.models.sessions import CreateSession
+from gateway.services.asked import AskedCell
+from gateway.services.front_ends import FrontEnd
 from gateway.services.live import Live
 from gateway.services.live_session import LiveSession
 from gateway.services.past_runs import PastRuns
@@ -60,6 +62,7 @@ from kernels.outputs import error_of
 
 log = logging.getLogger(__name__)
 
+_NO_TIMEOUT_S = 31_536_000.0
 _REMEMBERED_RUNS = 500
 _STORE_LOOK_S = 0.5
 _PATIENCE_S = 5.0
@@ -203,13 +206,52 @@ class ExecutionService:
             update_data=request.update_data,
             journal_bytes=2 * self._settings.output_limit_bytes,
         )
+        self._queue(live, run)
+        return run
+
+    def _queue(self, live: LiveSession, run: Run) -> None:
         self._live.enqueue(live, run)
         self._metrics.queued.inc()
-        live.outbox.execution(record.model_copy())
+        self._write_down(live, run)
         self._recent[run.id] = run
         if live.worker_wanted():
             self._spawn(self._work(live))
-        return run
+
+    def _write_down(self, live: LiveSession, run: Run) -> None:
+        if run.on_record:
+            live.outbox.execution(run.record.model_copy())
+
+    def ask(self, live: LiveSession, asked: AskedCell, caller: str) -> None:
+        """Queue a cell that a front end has sent; one that is known here already is not run again.
+
+        Nobody need follow it, and it has no timeout but the session's own: who sent it interrupts it.
+        """
+        if (known := self._recent.get(asked.request.id)) is not None:
+            if known.record.session_uid != live.uid:
+                asked.conclude("Conflict", "Its msg_id is that of another session's run.")
+            return
+        record = Execution(
+            id=asked.request.id,
+            session_uid=live.uid,
+            session_id=live.session.id,
+            source="jupyter",
+            created_by=caller,
+            code=asked.code,
+            queued_at=now(),
+            timeout_s=live.session.default_timeout or _NO_TIMEOUT_S,
+        )
+        run = Run(
+            record, env={}, stdin=None, interactive=True, store_history=True, update_data=None,
+            journal_bytes=2 * self._settings.output_limit_bytes, asked=asked,
+        )  # fmt: skip
+        run.keep_on = True
+        try:
+            self._recorder.check()
+            if self._live.stopping:
+                raise Stopping()
+            self._queue(live, run)
+        except GatewayError as error:
+            asked.conclude(type(error).__name__, error.sentence)
 
     # Runs that an earlier gateway had begun, in a kernel that has outlived it
 
@@ -292,7 +334,7 @@ class ExecutionService:
             live.tell_by(run.record)
         record = run.record
         record.status = Status.RUNNING
-        live.outbox.execution(record.model_copy())
+        self._write_down(live, run)
         run.journal.add("start", {"execution_id": run.id, "session_id": record.session_id, "code": record.code})
         try:
             status, error_, kept = await self._run_cell(kernel, run)
@@ -326,6 +368,7 @@ class ExecutionService:
                 self._metrics.queued.dec()
                 try:
                     await self._perform(live, run)
+                    self._drop_after(live, run)
                 except Exception as error:
                     log.exception("Run %s broke", run.id)
                     await self._give_up(live, run, error)
@@ -334,6 +377,19 @@ class ExecutionService:
                     live.touch()
         finally:
             live.worker_done()
+
+    def _drop_after(self, live: LiveSession, run: Run) -> None:
+        """After a cell of a front end that failed: those that it has waiting are not run, unless it said so."""
+        if run.asked is not None and run.asked.stops_on_error and run.record.status is not Status.OK:
+            self.drop(live, run.asked.front_end)
+
+    def drop(self, live: LiveSession, front_end: FrontEnd | None = None) -> None:
+        """Have the cells not run that a front end (or any) has waiting."""
+        for run in [run for run in live.queue if run.asked is not None]:
+            if run.asked is not None and front_end in (None, run.asked.front_end):
+                live.queue.remove(run)
+                self._metrics.queued.dec()
+                self._finish(live, run, Status.INTERRUPTED, _error("Aborted", "A cell before it failed."))
 
     async def _give_up(self, live: LiveSession, run: Run, error: Exception) -> None:
         """After something unforeseen: who waits hears of it, and the session starts anew."""
@@ -365,7 +421,7 @@ class ExecutionService:
             return self._refuse(live, run, error)
         record = run.record
         record.status, record.started_at = Status.RUNNING, now()
-        live.outbox.execution(record.model_copy())
+        self._write_down(live, run)
         run.journal.add("start", {"execution_id": run.id, "session_id": record.session_id, "code": record.code})
         began = time.perf_counter()
         status, error_, kept = await self._run_cell(kernel, run)
@@ -420,6 +476,11 @@ class ExecutionService:
                 on_event=run.on_event, on_input=run.on_input, output_limit_bytes=settings.output_limit_bytes,
                 grace_s=settings.interrupt_grace_s,
             )  # fmt: skip
+        if run.asked is not None:
+            return kernel.execute_request(
+                run.asked.request, on_event=run.on_event, on_input=run.on_input, on_reply=run.asked.reply,
+                output_limit_bytes=settings.output_limit_bytes, grace_s=settings.interrupt_grace_s,
+            )  # fmt: skip
         return kernel.execute(
             run.id, run.record.code, on_event=run.on_event, on_input=run.on_input,
             output_limit_bytes=settings.output_limit_bytes, store_history=run.store_history,
@@ -452,7 +513,8 @@ class ExecutionService:
                 live.move(State.READY, changes=changes)
             else:
                 live.move(State.ERROR, error.evalue if error else None, changes=changes)
-        live.outbox.execution(record)
+        if run.on_record:
+            live.outbox.execution(record)
         run.answer = RunAnswer.after(record, live.session.data, live.session.state)
         self._metrics.runs.labels(status.value).inc()
         self._metrics.run_seconds.observe((record.duration_ms or 0) / 1000)
@@ -465,7 +527,8 @@ class ExecutionService:
         run.failure = failure
         run.conclude(Status.DIED, _error(type(failure).__name__, str(failure)))
         run.record.finished_at = now()
-        live.outbox.execution(run.record)
+        if run.on_record:
+            live.outbox.execution(run.record)
         run.end()
         self._forget_old(run)
 

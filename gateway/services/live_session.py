@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -27,6 +28,7 @@ from gateway.models.sessions import Move, Session, check_size, size_bytes
 from gateway.models.snapshots import Snapshot, SnapshotKind
 from gateway.models.unsaved import UnsavedVariable, Woken
 from gateway.services.changes import Counted
+from gateway.services.front_ends import FrontEnds
 from gateway.services.journal import Journal
 from gateway.services.recorder import Recorder, Spawn
 from gateway.services.runs import Run
@@ -94,6 +96,9 @@ class LiveSession:
         self.current: Run | None = None
         self.closing: str | None = None
         self.active_at = time.monotonic()
+        self.front_ends = FrontEnds(
+            session.uid, tools.settings.front_end_buffer_bytes, tools.settings.front_end_remembered_s
+        )
         self.outbox = tools.recorder.outbox(session.uid, tools.settings.gateway_id, self._lost)
         self._tools = tools
         self._check_room = room
@@ -106,6 +111,7 @@ class LiveSession:
         self._trouble: str | None = None  # what went wrong at the start, though the kernel runs
         self._saving = asyncio.Lock()
         self._counted: Counted | None = None  # while it is being saved
+        self._used_since_start = False
         self._unsure = False  # what was set last by an earlier gateway may not have been counted
         self._settling = asyncio.Lock()
         self._barred: asyncio.Event | None = None
@@ -119,7 +125,7 @@ class LiveSession:
 
     @property
     def busy(self) -> bool:
-        return self.current is not None or bool(self.queue)
+        return self.current is not None or bool(self.queue) or self.front_ends.beside > 0
 
     @property
     def has_unsaved_work(self) -> bool:
@@ -166,6 +172,7 @@ class LiveSession:
         self.move(State.BUSY, changes=SessionChanges(merge={"data": data} if data else {}, add={"changes": 1}))
         if self._counted is not None:
             self._counted.run(run.id)
+        self._used_since_start = True
         self.tell_by(run.record)
 
     def tell_by(self, record: Execution | None) -> None:
@@ -254,6 +261,8 @@ class LiveSession:
             self._check_room()
         loop = asyncio.get_running_loop()
         self._started, self._stop = loop.create_future(), loop.create_future()
+        self._used_since_start = False
+        self.front_ends.tell("starting")
         self._started.add_done_callback(lambda future: future.cancelled() or future.exception())
         self._owned.clear()
         self._tools.spawn(self._own(self._started, self._stop, origin))
@@ -379,9 +388,11 @@ class LiveSession:
     def _failed(self, why: str) -> None:
         if self.session.state is not State.ERROR and self.closing is None:
             self.move(State.ERROR, why)
+        self.front_ends.tell("dead")
 
     async def _serve(self, kernel: Kernel, started: asyncio.Future[Kernel], stop: asyncio.Future[str]) -> None:
         kernel.channels.listen(self._hear)
+        kernel.channels.listen(partial(self.front_ends.hear, kernel.channels.wire.session))
         self.kernel = kernel
         if self.session.state is State.ERROR:
             self.move(State.INIT)
@@ -389,6 +400,7 @@ class LiveSession:
             self.move(State.READY, self._trouble)
         self.touch()
         started.set_result(kernel)
+        self.front_ends.tell("idle" if self.session.state is State.READY else "busy")
         either: list[asyncio.Future[Any]] = [kernel.ended, stop]
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if kernel.ended.done():
@@ -405,6 +417,21 @@ class LiveSession:
         log.info("The kernel of session %r ended: %s", self.session.id, exit_.reason)
         if self.session.state is State.READY:
             self.move(State.ERROR, exit_.reason)
+        if self.front_ends.attached and self.closing is None:
+            self._tools.spawn(self._begin_again())
+
+    async def _begin_again(self) -> None:
+        """A kernel that died is started again at once for front ends, which do not ask for that themselves.
+
+        Unless nothing was asked of it: whatever ended it would end the next one too.
+        """
+        await self._quiet.wait()
+        if self._used_since_start:
+            self.front_ends.tell("restarting")
+            with contextlib.suppress(GatewayError, KernelsError):
+                await self.ready()
+        else:
+            self.front_ends.tell("dead")
 
     async def stop_kernel(self, reason: str) -> None:
         """End the kernel, whatever it does; a run under way ends as `died`, with this reason."""
@@ -613,6 +640,7 @@ class LiveSession:
             await self._quiet.wait()
             self.settle(reason)
             self.events.close()
+            self.front_ends.close(reason)
             await self.outbox.flushed()
             await self._tools.store.release_session(self.uid, self._tools.settings.gateway_id)
         except GatewayError as error:

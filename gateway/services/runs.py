@@ -5,6 +5,7 @@ import contextlib
 from typing import Any
 
 from gateway.models.executions import Execution, RunError, Status
+from gateway.services.asked import AskedCell
 from gateway.services.journal import Journal
 from kernels.errors import KernelGone
 from kernels.journaled import PastRun
@@ -19,9 +20,10 @@ class Run:
     def __init__(
         self, record: Execution, *, env: dict[str, str], stdin: str | None,
         interactive: bool, store_history: bool, update_data: dict[str, Any] | None, journal_bytes: int,
-        past: PastRun | None = None,
+        past: PastRun | None = None, asked: AskedCell | None = None,
     ) -> None:  # fmt: skip
         self.past = past  # what its kernel has told of it, when an earlier gateway has begun it
+        self.asked = asked  # what a front end has sent, if one has
         self.record = record
         self.env = env
         self.store_history = store_history
@@ -47,6 +49,11 @@ class Run:
         return self.record.id
 
     @property
+    def on_record(self) -> bool:
+        """Whether it is written down: what a front end asks silently is not, as in Jupyter's own history."""
+        return self.asked is None or not self.asked.silent
+
+    @property
     def timeout_s(self) -> float:
         return self.record.timeout_s
 
@@ -64,6 +71,8 @@ class Run:
         """Answer an `input()` from the run's stdin, or tell who follows that the cell waits."""
         if self.stdin is None:
             self.waits_for_input = True
+            if self.asked is not None and self._cell is not None and self._cell.input_request is not None:
+                self.asked.ask_input(self._cell.input_request)
             self.journal.add("input_request", {"prompt": prompt, "password": password})
         else:
             self._send_input(self.stdin.pop(0) if self.stdin else None)
@@ -103,6 +112,9 @@ class Run:
 
     def end(self) -> None:
         """Nothing more will happen: let all know who wait."""
+        if self.asked is not None:
+            error = self.record.error or RunError(ename="Aborted", evalue="The kernel did not answer.")
+            self.asked.conclude(error.ename, error.evalue, aborted=error.ename == "Aborted")
         self.journal.close()
         self.finished.set()
 

@@ -272,7 +272,7 @@ class SessionService:
             await self._check_label_count(session_id, maps["labels"])
         plain = {name: value for name, value in given.items() if name not in maps}
         changes = SessionChanges(replace={**plain, **maps}) if replace_maps else SessionChanges(plain, maps)
-        return await self._change(session_id, changes)
+        return await self.change(session_id, changes)
 
     async def _check_label_count(self, session_id: str, changes: dict[str, str | None]) -> None:
         merged = {**(await self._find(session_id)).labels, **changes}
@@ -282,10 +282,10 @@ class SessionService:
             raise Invalid(f"labels: {error}", field="labels") from None
 
     async def set_labels(self, session_id: str, labels: dict[str, str]) -> dict[str, str]:
-        return (await self._change(session_id, SessionChanges(replace={"labels": labels}))).labels
+        return (await self.change(session_id, SessionChanges(replace={"labels": labels}))).labels
 
     async def set_code(self, session_id: str, code: str) -> None:
-        await self._change(session_id, SessionChanges(replace={"code": code}))
+        await self.change(session_id, SessionChanges(replace={"code": code}))
 
     async def get_code(self, session_id: str) -> str:
         """Raises `NotFound` when none is stored."""
@@ -294,7 +294,7 @@ class SessionService:
             raise NotFound(f"No code is stored in session {session_id!r}.", session_id=session_id)
         return code
 
-    async def _change(self, session_id: str, changes: SessionChanges) -> Session:
+    async def change(self, session_id: str, changes: SessionChanges) -> Session:
         """Change a session that is live here, or else its document. Raises `TooLarge`."""
         self._recorder.check()
         session = await self._find(session_id)
@@ -351,6 +351,7 @@ class SessionService:
         await live.outbox.flushed()
         at = (await self._store.delete_session(live.uid, now())).deleted_at
         assert at is not None
+        live.front_ends.tell("dead")
         await live.close("The session was deleted.")
         if purge:
             await self._purge(live.session, at)

@@ -120,6 +120,10 @@ class Store(Protocol):
         """The live session with this id. Raises `SessionNotFound`."""
         ...
 
+    async def get_session_by_uid(self, uid: str) -> Session:
+        """The live session with this uid. Raises `SessionNotFound`."""
+        ...
+
     async def list_sessions(self, filter_: SessionFilter, page: PageRequest) -> Page[Session]:
         """Newest first (`created_at`, then `uid`). Raises `BadPageToken`."""
         ...
@@ -198,7 +202,10 @@ class Store(Protocol):
     # Executions
 
     async def put_execution(self, execution: Execution) -> None:
-        """Insert, or replace the one with the same `id`; a late write never makes a finished one unfinished."""
+        """Insert, or replace the one with the same `id`; a late write never makes a finished one unfinished.
+
+        Clients choose ids: one that is another session's is left as it is.
+        """
         ...
 
     async def get_execution(self, uid: str, execution_id: str) -> Execution:

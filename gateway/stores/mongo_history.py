@@ -149,14 +149,14 @@ class MongoHistory(Reach):
 
     async def _replace_execution(self, execution_id: str, fields: Document) -> Document | None:
         """Where the replaced one was kept, where `fields` say if a finished one stays, None if there was none."""
-        executions = self._collection("executions")
+        executions, uid = self._collection("executions"), fields["session_uid"]
+        ours = {"_id": execution_id, "session_uid": uid, "rank": {"$lte": fields["rank"]}}
+        stays = {"$or": [{"rank": {"$gt": fields["rank"]}}, {"session_uid": {"$ne": uid}}]}
         while True:
             try:
-                replaced = await executions.find_one_and_replace(
-                    {"_id": execution_id, "rank": {"$lte": fields["rank"]}}, fields, {"packed": 1}, upsert=True
-                )
+                replaced = await executions.find_one_and_replace(ours, fields, {"packed": 1}, upsert=True)
             except DuplicateKeyError:
-                if await executions.find_one({"_id": execution_id, "rank": {"$gt": fields["rank"]}}, {"_id": 1}):
+                if await executions.find_one({"_id": execution_id, **stays}, {"_id": 1}):
                     return None
             else:
                 return replaced and replaced["packed"]

@@ -65,6 +65,12 @@ class MongoSessions(Reach):
             raise SessionNotFound(session_id)
         return load_session(document)
 
+    async def get_session_by_uid(self, uid: str) -> Session:
+        document = await self._reach(lambda: self._collection("sessions").find_one({"_id": uid, "live": True}))
+        if document is None:
+            raise SessionNotFound(uid)
+        return load_session(document)
+
     async def list_sessions(self, filter_: SessionFilter, page: PageRequest) -> Page[Session]:
         query = session_query(filter_)
         after = [older_than(decode(page.token, filter_.digest), "created_at")] if page.token else []

@@ -111,6 +111,12 @@ class SqliteStore:
             raise SessionNotFound(session_id)
         return Session.model_validate_json(row[0])
 
+    async def get_session_by_uid(self, uid: str) -> Session:
+        row = self._point("SELECT document FROM sessions WHERE uid = ? AND live = 1", uid)
+        if row is None:
+            raise SessionNotFound(uid)
+        return Session.model_validate_json(row[0])
+
     async def list_sessions(self, filter_: SessionFilter, page: PageRequest) -> Page[Session]:
         query = SessionQuery.of(filter_)
         after = decode(page.token, filter_.digest) if page.token else None
@@ -460,6 +466,5 @@ def _audit_after(last: tuple[str, int], connection: sqlite3.Connection) -> list[
 
 _ANSWER_FIELDS = ("key", "request_digest", "created_at", "status", "content_type", "body")
 _PUT_EXECUTION = """INSERT INTO executions (id, session_uid, queued_at, rank, packed) VALUES (?, ?, ?, ?, ?)
-    ON CONFLICT DO UPDATE SET session_uid = excluded.session_uid, queued_at = excluded.queued_at,
-        rank = excluded.rank, packed = excluded.packed
-    WHERE excluded.rank >= rank"""
+    ON CONFLICT DO UPDATE SET queued_at = excluded.queued_at, rank = excluded.rank, packed = excluded.packed
+    WHERE excluded.rank >= rank AND excluded.session_uid = session_uid"""

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from uuid import UUID
 
 import psutil
 import pytest
@@ -153,8 +154,14 @@ async def test_a_copy_sleeps_and_wakes_like_any_session(api: Api, source: str) -
 
 async def test_deleted_copies_leave_no_process(api: Api, gateway: GatewayProcess, source: str) -> None:
     made = await asyncio.gather(*(api.post(f"/api/sessions/{source}/duplicate", None, 201) for _ in range(10)))
-    records = [gateway.data_dir / "kernels" / f"{one['jupyter']['kernel_id']}.json" for one in made]
+    places = {UUID(one["jupyter"]["kernel_id"]).hex for one in made}
+    records = [
+        one
+        for one in (gateway.data_dir / "kernels").glob("*.json")
+        if json.loads(one.read_text())["about"]["place"] in places
+    ]
     processes = [psutil.Process(json.loads(record.read_text())["pid"]) for record in records]
+    assert len(records) == len(made)
 
     await asyncio.gather(*(api.call("DELETE", f"/api/sessions/{one['id']}", expect=200) for one in made))
 

@@ -1,0 +1,133 @@
+"""The base of Jupyter's API: its clients add parameters of their own, and read a refusal as `message`."""
+
+from mimetypes import guess_type
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from gateway import errors
+from gateway.handlers.base import ApiHandler, Operation
+from gateway.models.contents import JupyterError
+from gateway.models.jupyter import (
+    ApiVersion,
+    Identity,
+    KernelspecFile,
+    KernelspecModel,
+    KernelspecsModel,
+    Me,
+    ServerStatus,
+)  # fmt: skip
+from kernels.engine import Kernelspec
+
+_API_VERSION = "2.17.0"  # of Jupyter Server: what is here behaves like it
+_SPECS = "/jupyter/kernelspecs"
+
+
+class JupyterHandler(ApiHandler):
+    """A token, as `Authorization: token …` or `?token=`, is taken and not looked at: there are no keys."""
+
+    takes_any_query = True
+    refusal_model = JupyterError
+
+    def refusal(self, error: errors.GatewayError) -> BaseModel:
+        reason = error.details.get("reason")
+        return JupyterError(message=error.sentence, reason=reason, code=error.code, request_id=self.request_id)
+
+
+class VersionHandler(JupyterHandler):
+    """/jupyter/api"""
+
+    operations = {"GET": Operation("The version of Jupyter Server's API that this is", ApiVersion)}
+
+    def get(self) -> None:
+        self.send(ApiVersion(version=_API_VERSION))
+
+
+class StatusHandler(JupyterHandler):
+    """/jupyter/api/status"""
+
+    operations = {"GET": Operation("Since when it runs, and how many use it", ServerStatus)}
+
+    async def get(self) -> None:
+        self.send(await self.services.jupyter.status())
+
+
+class MeHandler(JupyterHandler):
+    """/jupyter/api/me"""
+
+    operations = {"GET": Operation("Who the caller is", Me)}
+
+    def get(self) -> None:
+        name = self.caller
+        self.send(Me(identity=Identity(username=name, name=name, display_name=name, initials=name[:1].upper())))
+
+
+class KernelspecsHandler(JupyterHandler):
+    """/jupyter/api/kernelspecs"""
+
+    operations = {"GET": Operation("Installed kernelspecs", KernelspecsModel)}
+
+    def get(self) -> None:
+        specs = self.services.sessions.kernelspecs()
+        default = "python3" if "python3" in specs else next(iter(sorted(specs)), "")
+        models = {name: _model(spec) for name, spec in specs.items()}
+        self.send(KernelspecsModel(default=default, kernelspecs=models))
+
+
+class KernelspecHandler(JupyterHandler):
+    """/jupyter/api/kernelspecs/{name}"""
+
+    operations = {"GET": Operation("One kernelspec", KernelspecModel)}
+
+    def get(self, name: str) -> None:
+        self.send(_model(_spec(self, name)))
+
+
+class KernelspecFileHandler(JupyterHandler):
+    """/jupyter/kernelspecs/{name}/{file}: logos, and what else a front end needs of a kernel."""
+
+    operations = {"GET": Operation("A file of a kernelspec", "application/octet-stream")}
+
+    async def get(self, name: str, file: str) -> None:
+        path = _files(_spec(self, name)).get(file)
+        if path is None:
+            raise errors.NotFound(f"Kernelspec {name!r} has no file {file[:100]!r}.")
+        self.set_header("Content-Type", guess_type(path.name)[0] or "application/octet-stream")
+        self.set_header("Cache-Control", "private, max-age=3600")
+        await self.finish(path.read_bytes())
+
+
+class TerminalsHandler(JupyterHandler):
+    """/jupyter/api/terminals: there are none."""
+
+    operations = {"GET": Operation("Terminals are not offered", also={404: "There are none"})}
+
+    def get(self) -> None:
+        raise errors.NotFound("Terminals are not offered here: a session's code can run `!` commands.")
+
+
+def _spec(handler: JupyterHandler, name: str) -> Kernelspec:
+    spec = handler.services.sessions.kernelspecs().get(name)
+    if spec is None:
+        raise errors.NotFound(f"Kernel spec {name[:128]!r} not found.")
+    return spec
+
+
+def _model(spec: Kernelspec) -> KernelspecModel:
+    file = KernelspecFile(
+        argv=list(spec.argv), env=dict(spec.env), display_name=spec.display_name, language=spec.language,
+        interrupt_mode=spec.interrupt_mode, metadata=dict(spec.metadata),
+    )  # fmt: skip
+    resources = {
+        name if name.startswith("kernel.") else Path(name).stem: f"{_SPECS}/{spec.name}/{name}" for name in _files(spec)
+    }
+    return KernelspecModel(name=spec.name, spec=file, resources=resources)
+
+
+def _files(spec: Kernelspec) -> dict[str, Path]:
+    """Logos, `kernel.js` and `kernel.css`, as in Jupyter Server; what else is in its folder is not for clients."""
+    try:
+        found = sorted(Path(spec.resource_dir).iterdir())
+    except OSError:
+        return {}
+    return {one.name: one for one in found if one.name.startswith("logo-") or one.name in ("kernel.js", "kernel.css")}

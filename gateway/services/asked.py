@@ -1,0 +1,54 @@
+"""A cell that a front end has asked for: what it sent, and how it hears what becomes of it."""
+
+from gateway.services.front_ends import FrontEnd, FrontEnds
+from kernels.messages import Message
+from kernels.outputs import error_of
+
+
+class AskedCell:
+    """An `execute_request` on its way; whatever happens it is answered, by the kernel or in its stead."""
+
+    def __init__(self, request: Message, front_end: FrontEnd, front_ends: FrontEnds) -> None:
+        self.request = request
+        self.front_end = front_end
+        self._front_ends = front_ends
+        self._answered = False
+
+    @property
+    def code(self) -> str:
+        code = self.request.content.get("code")
+        return code if isinstance(code, str) else ""
+
+    @property
+    def silent(self) -> bool:
+        return bool(self.request.content.get("silent"))
+
+    @property
+    def stops_on_error(self) -> bool:
+        """Whether the cells that this client has waiting are not to run if this one fails, as is the default."""
+        return bool(self.request.content.get("stop_on_error", True))
+
+    def reply(self, message: Message) -> None:
+        self._answered = True
+        if message.metadata.get("session_gateway", {}).get("truncated"):
+            self._tell_truncated()
+        self.front_end.put("shell", message)
+
+    def _tell_truncated(self) -> None:
+        """Before the reply: after it a front end may listen no more."""
+        told = {"name": "stderr", "text": "\n[The output of this cell is past its limit: the rest was left out.]\n"}
+        self.front_end.put("iopub", self._front_ends.made("stream", told, self.request.header))
+
+    def ask_input(self, message: Message) -> None:
+        self.front_end.put("stdin", message)
+
+    def conclude(self, ename: str, evalue: str, *, aborted: bool = False) -> None:
+        """Answer in the kernel's stead, unless it has."""
+        if self._answered:
+            return
+        made, parent = self._front_ends.made, self.request.header
+        error = error_of({"ename": ename, "evalue": evalue, "traceback": [f"{ename}: {evalue}"]})
+        self.reply(made("execute_reply", {"status": "aborted"} if aborted else {"status": "error", **error}, parent))
+        if not aborted:
+            self.front_end.put("iopub", made("error", error, parent))
+        self.front_end.put("iopub", made("status", {"execution_state": "idle"}, parent))

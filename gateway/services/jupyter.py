@@ -1,0 +1,224 @@
+"""Sessions as Jupyter sees them: each is a kernel, and what front ends have open on it are Jupyter's sessions."""
+
+import re
+import time
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from pathlib import PurePosixPath
+from uuid import UUID, uuid4
+
+from gateway.errors import Invalid, NotFound, SessionNotFound
+from gateway.models.base import now
+from gateway.models.jupyter import (
+    ChangeSession,
+    ExecutionState,
+    KernelChoice,
+    KernelModel,
+    ServerStatus,
+    SessionModel,
+    StartKernel,
+    StartSession,
+)  # fmt: skip
+from gateway.models.pages import PageRequest, SessionFilter
+from gateway.models.sessions import CreateSession, Session
+from gateway.services.channels import ChannelService
+from gateway.services.live import Live
+from gateway.services.live_session import LiveSession
+from gateway.services.sessions import SessionService
+from gateway.states import State
+from gateway.stores.base import SessionChanges, Store
+
+_MOST_LISTED = 1000
+_ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,255}")
+
+
+class KernelNotFound(NotFound):
+    code = "kernel_not_found"
+
+    def __init__(self, kernel_id: str) -> None:
+        super().__init__(f"Kernel does not exist: {kernel_id[:64]}", kernel_id=kernel_id[:64])
+
+
+class JupyterSessionNotFound(NotFound):
+    code = "jupyter_session_not_found"
+
+    def __init__(self, session_id: str) -> None:
+        super().__init__(f"Session not found: {session_id[:64]}", session_id=session_id[:64])
+
+
+class JupyterService:
+    def __init__(self, store: Store, live: Live, sessions: SessionService, channels: ChannelService) -> None:
+        self._store = store
+        self._live = live
+        self._sessions = sessions
+        self._channels = channels
+        self._started_at = now()
+
+    # Kernels
+
+    async def list_kernels(self) -> list[KernelModel]:
+        return [self._kernel(session) for session in await self._all()]
+
+    async def get_kernel(self, kernel_id: str) -> KernelModel:
+        return self._kernel(await self._find(kernel_id))
+
+    async def start_kernel(self, request: StartKernel, caller: str) -> KernelModel:
+        """A new session, whose kernel begins to start."""
+        return self._kernel(await self._create(request.name, request.path or "", request.env, caller))
+
+    async def hold(self, kernel_id: str) -> LiveSession:
+        """Raises `KernelNotFound`, `SessionHeld`."""
+        return await self._live.get((await self._find(kernel_id)).id)
+
+    async def delete_kernel(self, kernel_id: str) -> None:
+        """The session is deleted with it, and can be brought back like any other."""
+        await self._sessions.delete((await self._find(kernel_id)).id)
+
+    async def interrupt_kernel(self, kernel_id: str) -> None:
+        await self._channels.interrupt(await self.hold(kernel_id))
+
+    async def restart_kernel(self, kernel_id: str) -> KernelModel:
+        live = await self.hold(kernel_id)
+        await self._channels.restart(live)
+        return self._kernel(live.session)
+
+    async def status(self) -> ServerStatus:
+        kernels = await self.list_kernels()
+        last = max((kernel.last_activity for kernel in kernels), default=self._started_at)
+        connections = sum(kernel.connections for kernel in kernels)
+        return ServerStatus(started=self._started_at, last_activity=last, connections=connections, kernels=len(kernels))
+
+    # What is open on them
+
+    async def list_sessions(self) -> list[SessionModel]:
+        return [model for session in await self._all() for model in self._opened(session)]
+
+    async def get_session(self, opened_id: str) -> SessionModel:
+        return (await self._find_opened(opened_id))[1]
+
+    async def start_session(self, request: StartSession, caller: str) -> SessionModel:
+        """Open a notebook: on the kernel that it names, that it is open on, or whose workspace it is in; or a new one.
+
+        Raises `Invalid`, `KernelNotFound`.
+        """
+        path = request.path or str((request.notebook or {}).get("path", ""))
+        if not path:
+            raise Invalid("path: is missing.", field="path")
+        for model in await self.list_sessions():
+            if model.path == path and model.type == request.type and request.kernel.id in (None, model.kernel.id):
+                return model
+        session = await self._choose(request.kernel, path, caller)
+        name = request.name or PurePosixPath(path).name
+        return await self._open(session, {"id": str(uuid4()), "path": path, "name": name, "type": request.type})
+
+    async def change_session(self, opened_id: str, request: ChangeSession, caller: str) -> SessionModel:
+        """Rename what is open, or open it on another kernel; that which it was open on stays."""
+        session, model = await self._find_opened(opened_id)
+        before = {"id": model.id, "path": model.path, "name": model.name, "type": model.type}
+        opened = before | request.model_dump(include={"path", "name", "type"}, exclude_none=True)
+        kernel = request.kernel
+        if kernel is not None and (kernel.id or kernel.name) and kernel.id != session.kernel_id:
+            wanted = await self._choose(kernel, "", caller)
+            await self._close(session, opened_id)
+            return await self._open(wanted, opened)
+        return await self._open(session, opened)
+
+    async def delete_session(self, opened_id: str) -> None:
+        """The kernel goes with it, as in Jupyter."""
+        session, _ = await self._find_opened(opened_id)
+        await self._sessions.delete(session.id)
+
+    # Finding
+
+    async def _all(self) -> list[Session]:
+        """The newest, as they are now."""
+        found = await self._store.list_sessions(SessionFilter(), PageRequest(limit=_MOST_LISTED))
+        stored = {session.uid: session for session in found.items}
+        here = {live.uid: live.session for live in self._live if live.closing is None}
+        gone = {live.uid for live in self._live if live.closing is not None}
+        return [session for uid, session in {**stored, **here}.items() if uid not in gone]
+
+    async def _find(self, kernel_id: str) -> Session:
+        try:
+            uid = UUID(kernel_id).hex
+        except ValueError:
+            raise KernelNotFound(kernel_id) from None
+        for live in self._live:
+            if live.uid == uid and live.closing is None:
+                return live.session
+        try:
+            return await self._store.get_session_by_uid(uid)
+        except SessionNotFound:
+            raise KernelNotFound(kernel_id) from None
+
+    async def _find_opened(self, opened_id: str) -> tuple[Session, SessionModel]:
+        for session in await self._all():
+            for model in self._opened(session):
+                if model.id == opened_id:
+                    return session, model
+        raise JupyterSessionNotFound(opened_id)
+
+    # Making
+
+    async def _choose(self, kernel: KernelChoice, path: str, caller: str) -> Session:
+        if kernel.id:
+            return await self._find(kernel.id)
+        try:
+            owner = await self._sessions.get(path.strip("/").split("/")[0])
+            if kernel.name in (None, owner.kernel):
+                return owner
+        except SessionNotFound:
+            pass
+        return await self._create(kernel.name, path, {}, caller)
+
+    async def _create(self, kernel: str | None, path: str, env: dict[str, object], caller: str) -> Session:
+        names = {"name": PurePosixPath(path).name[:256] or "jupyter"}
+        given = {name: value for name, value in env.items() if _ENV_NAME.fullmatch(name) and isinstance(value, str)}
+        request = CreateSession.model_validate({"kernel": kernel or None, "env": given, **names})
+        return await self._sessions.create(request, caller)
+
+    async def _open(self, session: Session, opened: dict[str, str]) -> SessionModel:
+        others = [one for one in session.notebooks if one["id"] != opened["id"]]
+        changed = await self._sessions.change(session.id, SessionChanges(replace={"notebooks": [*others, opened]}))
+        return self._model(changed, opened)
+
+    async def _close(self, session: Session, opened_id: str) -> None:
+        others = [one for one in session.notebooks if one["id"] != opened_id]
+        await self._sessions.change(session.id, SessionChanges(replace={"notebooks": others}))
+
+    # Showing
+
+    def _opened(self, session: Session) -> Iterator[SessionModel]:
+        """A session that no front end has opened is one that can be: it stands for itself."""
+        itself = {"id": session.kernel_id, "path": session.id, "name": session.name, "type": "console"}
+        for opened in session.notebooks or [itself]:
+            yield self._model(session, opened)
+
+    def _model(self, session: Session, opened: dict[str, str]) -> SessionModel:
+        notebook = {"path": opened["path"], "name": opened["name"]}
+        return SessionModel(**opened, kernel=self._kernel(session), notebook=notebook)
+
+    def _kernel(self, session: Session) -> KernelModel:
+        live = self._live.find(session.id)
+        live = live if live is not None and live.uid == session.uid else None
+        return KernelModel(
+            id=session.kernel_id,
+            name=session.kernel,
+            last_activity=session.updated_at if live is None else _moment(live.active_at),
+            execution_state=_execution_state(session, live),
+            connections=0 if live is None else live.front_ends.attached,
+            session_id=session.id,
+        )
+
+
+def _execution_state(session: Session, live: LiveSession | None) -> ExecutionState:
+    """A session that sleeps is idle: it wakes when something is asked of it."""
+    if live is not None and live.kernel is None and live.starting:
+        return "starting"
+    if live is not None and live.busy:
+        return "busy"
+    return {State.INIT: "starting", State.BUSY: "busy", State.ERROR: "dead"}.get(session.state, "idle")  # type: ignore[return-value]
+
+
+def _moment(monotonic: float) -> datetime:
+    return now() - timedelta(seconds=time.monotonic() - monotonic)
