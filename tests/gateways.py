@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import psutil
 
@@ -44,9 +45,18 @@ def kernels_of(data_dir: Path) -> list[psutil.Process]:
 async def kernel_pid(gateway: "GatewayProcess", api: Api, session_id: str) -> int:
     """The number of a session's kernel on this machine; behind its walls it has another one."""
     kernel_id = (await api.get(f"/api/sessions/{session_id}"))["jupyter"]["kernel_id"]
-    record = json.loads((gateway.data_dir / "kernels" / f"{kernel_id}.json").read_text())
+    record = record_at(gateway.data_dir, UUID(kernel_id).hex)
     pid: int = record["pid"]
     return pid
+
+
+def record_at(data_dir: Path, place: str) -> dict[str, Any]:
+    """What the keeper has written down of the kernel at a place."""
+    for file in (data_dir / "kernels").glob("*.json"):
+        record: dict[str, Any] = json.loads(file.read_text())
+        if (record.get("about") or {}).get("place") == place:
+            return record
+    raise LookupError(place)
 
 
 def spares_of(data_dir: Path) -> list[psutil.Process]:

@@ -1,14 +1,13 @@
 """A live session is copied as it stands, where everything can be carried over; else from a snapshot, and told so."""
 
 import asyncio
-import json
 from uuid import UUID
 
 import psutil
 import pytest
 
 from tests.api import Api
-from tests.gateways import GatewayProcess
+from tests.gateways import GatewayProcess, record_at
 
 HARD = """
 import itertools
@@ -154,16 +153,12 @@ async def test_a_copy_sleeps_and_wakes_like_any_session(api: Api, source: str) -
 
 async def test_deleted_copies_leave_no_process(api: Api, gateway: GatewayProcess, source: str) -> None:
     made = await asyncio.gather(*(api.post(f"/api/sessions/{source}/duplicate", None, 201) for _ in range(10)))
-    places = {UUID(one["jupyter"]["kernel_id"]).hex for one in made}
-    records = [
-        one
-        for one in (gateway.data_dir / "kernels").glob("*.json")
-        if json.loads(one.read_text())["about"]["place"] in places
-    ]
-    processes = [psutil.Process(json.loads(record.read_text())["pid"]) for record in records]
-    assert len(records) == len(made)
+    places = [UUID(one["jupyter"]["kernel_id"]).hex for one in made]
+    records = [record_at(gateway.data_dir, place) for place in places]
+    files = [gateway.data_dir / "kernels" / f"{record['mark']}.json" for record in records]
+    processes = [psutil.Process(record["pid"]) for record in records]
 
     await asyncio.gather(*(api.call("DELETE", f"/api/sessions/{one['id']}", expect=200) for one in made))
 
-    assert not any(record.exists() for record in records)
+    assert not any(file.exists() for file in files)
     assert not any(process.is_running() for process in processes)
