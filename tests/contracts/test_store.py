@@ -1433,3 +1433,24 @@ async def test_a_line_of_a_move_that_was_never_copied_is_copied_by_the_next_hold
 
             assert lines.count_documents({}) == 2
             assert (await store.list_moves(session.uid, ALL)).total_count == 2
+
+
+async def test_a_session_is_found_by_its_uid_until_it_is_deleted(store: Store) -> None:
+    session = await created(store)
+
+    assert await store.get_session_by_uid(session.uid) == session
+    await store.delete_session(session.uid, later(1))
+    with pytest.raises(SessionNotFound):
+        await store.get_session_by_uid(session.uid)
+
+
+async def test_an_execution_under_the_id_of_another_sessions_leaves_that_as_it_is(store: Store) -> None:
+    session, other = await created(store), await created(store, "other")
+    kept = new_execution(session)
+    await store.put_execution(kept)
+
+    await store.put_execution(new_execution(other).model_copy(update={"id": kept.id, "code": "other"}))
+
+    assert (await store.get_execution(session.uid, kept.id)).code == kept.code
+    with pytest.raises(ExecutionNotFound):
+        await store.get_execution(other.uid, kept.id)
