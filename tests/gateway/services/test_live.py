@@ -346,14 +346,12 @@ async def test_storms_of_creates_runs_and_deletes_leave_no_half_state(api: Api, 
 async def test_a_delete_whose_client_leaves_is_carried_out(gateway: GatewayProcess, api: Api, session_id: str) -> None:
     path = f"/api/sessions/{session_id}"
     await api.run(session_id, "import atexit, time; atexit.register(time.sleep, 1)")
-    async with httpx2.AsyncClient(base_url=gateway.url, trust_env=False) as other:
-        deleting = asyncio.ensure_future(other.delete(path))
-        await asyncio.wait({deleting}, timeout=0.02)
-        deleting.cancel()
-
     async with asyncio.timeout(20):
         while (await api.http.get(path)).status_code != 404:
-            await asyncio.sleep(0.05)
+            async with httpx2.AsyncClient(base_url=gateway.url, trust_env=False) as other:
+                deleting = asyncio.ensure_future(other.delete(path))
+                await asyncio.wait({deleting}, timeout=0.02)
+                deleting.cancel()
     await api.create(session_id=session_id)
     assert (await api.run(session_id, "1 + 1"))["result"] == "2"
 
