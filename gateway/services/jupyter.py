@@ -7,6 +7,8 @@ from datetime import datetime, timedelta
 from pathlib import PurePosixPath
 from uuid import UUID, uuid4
 
+from pydantic import ValidationError
+
 from gateway.errors import Invalid, NotFound, SessionNotFound
 from gateway.models.base import now
 from gateway.models.jupyter import (
@@ -174,7 +176,12 @@ class JupyterService:
     async def _create(self, kernel: str | None, path: str, env: dict[str, object], caller: str) -> Session:
         names = {"name": PurePosixPath(path).name[:256] or "jupyter"}
         given = {name: value for name, value in env.items() if _ENV_NAME.fullmatch(name) and isinstance(value, str)}
-        request = CreateSession.model_validate({"kernel": kernel or None, "env": given, **names})
+        try:
+            request = CreateSession.model_validate({"kernel": kernel or None, "env": given, **names})
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(str(part) for part in first["loc"][:1]).replace("kernel", "name")
+            raise Invalid(f"{field}: {first['msg']}", field=field) from None
         return await self._sessions.create(request, caller)
 
     async def _open(self, session: Session, opened: dict[str, str]) -> SessionModel:

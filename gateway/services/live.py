@@ -89,7 +89,7 @@ class Live:
         finally:
             self._holding.pop(session_id, None)
 
-    async def hold(self, session: Session, origin: Kept | Copy | None = None) -> LiveSession:
+    async def hold(self, session: Session, kept: Kept | None = None) -> LiveSession:
         """Claim a stored session, with a kernel that is there already. Raises `SessionHeld`, `Stopping`."""
         async with self.claiming(session.uid):
             while (live := self._by_id.get(session.id)) is not None and live.uid == session.uid:
@@ -98,26 +98,32 @@ class Live:
                 await live.closed()
             if self.stopping:
                 raise Stopping()
-            if origin is None and not self.settled:
+            if kept is None and not self.settled:
                 raise Unsettled()
             settings = self._tools.settings
             stale_before = now() - timedelta(seconds=settings.holder_timeout_s)
             session = await self._tools.store.claim_session(session.uid, settings.gateway_id, stale_before)
             live = self._add(session)
-            if origin is not None:
-                live.take(origin)
+            if kept is not None:
+                live.take(kept)
             else:
                 live.settle()
             return live
 
-    async def create(self, session: Session) -> LiveSession:
-        """Keep a new session, held by this gateway from its first moment. Raises `SessionExists`, `Stopping`."""
+    async def create(self, session: Session, copy: Copy | None = None) -> LiveSession:
+        """Keep a new session, held by this gateway from its first moment, with a kernel that is there already.
+
+        Raises `SessionExists`; `Stopping`, and then it is kept, but not held here.
+        """
         session = session.model_copy(update={"holder": self._tools.settings.gateway_id})
         async with self.claiming(session.uid):
             await self._tools.store.create_session(session)
             if self.stopping:
                 raise Stopping()
-            return self._add(session)
+            live = self._add(session)
+            if copy is not None:
+                live.take(copy)
+            return live
 
     @asynccontextmanager
     async def claiming(self, uid: str) -> AsyncIterator[None]:

@@ -12,7 +12,15 @@ from uuid import uuid4
 from pydantic import ValidationError
 
 from gateway.config import Settings
-from gateway.errors import Conflict, GatewayError, Invalid, SessionExists, SessionNotFound, SnapshotNotFound
+from gateway.errors import (
+    Conflict,
+    GatewayError,
+    Invalid,
+    SessionExists,
+    SessionNotFound,
+    SnapshotNotFound,
+    Stopping,
+)
 from gateway.models.base import new_id, now
 from gateway.models.pages import Page, PageRequest
 from gateway.models.sessions import Session, SessionAgent, check_size
@@ -329,19 +337,15 @@ class SnapshotService:
                 wait_s = self._settings.snapshot_wait_s if request.wait else 0.0
                 copy = await source.fork(child, fill, wait_s=wait_s)
                 child = await self._sessions.with_files_counted(child)
-                await self._recorder.write(partial(self._store.create_session, child))
+                live = await self._recorder.write(partial(self._live.create, child, copy))
             except BaseException as error:
                 if copy is not None:
                     await asyncio.shield(copy.ending.aclose())
-                if isinstance(error, Exception):  # when it is cancelled nobody knows what the store has heard
+                # When it is cancelled nobody knows what the store has heard; when all stops, it has.
+                if isinstance(error, Exception) and not isinstance(error, Stopping):
                     await self._engine.remove(uid)
                     made.removed = True
                 raise
-        try:
-            live = await self._live.hold(child, copy)
-        except BaseException:
-            await asyncio.shield(copy.ending.aclose())
-            raise
         await self._sessions.start(live)  # it runs: this only waits until that is told by the document
         not_carried = [UnsavedVariable(name=one.path, type="file", reason=one.reason, part=False) for one in skipped]
         return Carried(live.session, "fork", None, not_carried)

@@ -5,8 +5,8 @@
 For every line on stdin one gateway serves `FOLDER/data`, a fork of this process, which itself has no threads, and its
 address is printed; the next one when it has ended. An order is a file `FOLDER/order`: `ATTEMPT STAGE VICTIM`, stages
 counted from when it was written; what was struck is told in `FOLDER/struck`. Stages are those that snapshots tell of,
-every write of a session or snapshot to the store, every checkpoint that was written or loaded, every start and end of
-a kernel.
+every write of a session or snapshot to the store, every checkpoint that was written or loaded, every start, fork and
+end of a kernel, and every copy of files.
 """
 
 import asyncio
@@ -22,6 +22,7 @@ from typing import Any
 
 import gateway.app
 import kernels.checkpoint
+import kernels.duplicates
 import kernels.engines.local
 from gateway.config import Settings
 from gateway.stores.sqlite import SqliteStore
@@ -76,6 +77,9 @@ def make_staged(striker: Striker) -> None:
         striker.after(kernels.checkpoint, name)
     for name in ("attach", "shut_down"):
         striker.after(Kernel, name)
+    for name in ("copy_files", "copy_environment"):
+        striker.after(local.LocalEngine, name)
+    striker.after(kernels.duplicates, "fork")
 
 
 def serve(folder: Path) -> None:

@@ -82,21 +82,23 @@ async def result_of(api: Api, session_id: str, code: str) -> str:
     return str(answer["result"])
 
 
-async def prepare(api: Api, action: str, attempt: int) -> None:
+async def prepare(api: Api, action: str, attempt: int) -> str:
     """All is `two`, and saved; something that does not matter is not, if the action is to save it."""
     await api.run("a", MAKE_TWO)
+    saved = ""
     if action == "wake":
         await api.post("/api/sessions/a/hibernate")
     else:
-        await api.post("/api/sessions/a/snapshots", {}, 201)
+        saved = (await api.post("/api/sessions/a/snapshots", {}, 201))["id"]
     if action in ("snapshots", "hibernate"):
         await api.run("a", f"z = {attempt}")
     await api.get("/api/sessions/a/states")  # which waits for what is written behind the answers
+    return saved
 
 
 async def act(api: Api, action: str, body: Any) -> None:
     """Until it is over, with what goes on behind its answer."""
-    await api.http.post(f"/api/sessions/a/{action}", json=body)
+    await api.http.post(f"/api/sessions/a/{action.partition(' ')[0]}", json=body)
     async with asyncio.timeout(60):
         for session_id in ("a", body.get("new_id", "a")):
             while (await api.http.get(f"/api/sessions/{session_id}")).json().get("state") in ("INIT", "BUSY"):
@@ -106,7 +108,7 @@ async def act(api: Api, action: str, body: Any) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("victims", [["gateway"], ["kernel", "both"]], ids=["gateway", "kernel or both"])
-@pytest.mark.parametrize("action", ["snapshots", "duplicate", "hibernate", "wake", "restore"])
+@pytest.mark.parametrize("action", ["snapshots", "duplicate", "duplicate saved", "hibernate", "wake", "restore"])
 async def test_what_is_cut_off_at_any_of_its_stages_has_happened_or_not(
     action: str, victims: list[str], tmp_path: Path
 ) -> None:
@@ -116,9 +118,14 @@ async def test_what_is_cut_off_at_any_of_its_stages_has_happened_or_not(
         first = await gateway.api.post("/api/sessions/a/snapshots", {}, 201)
         for stage in count(1):
             api = gateway.api
-            await prepare(api, action, stage)
+            saved = await prepare(api, action, stage)
             copy = f"copy-{stage}"
-            body = {"duplicate": {"new_id": copy}, "restore": {"snapshot_id": first["id"]}}.get(action, {})
+            bodies = {
+                "duplicate": {"new_id": copy},
+                "duplicate saved": {"new_id": copy, "snapshot_id": saved},
+                "restore": {"snapshot_id": first["id"]},
+            }
+            body = bodies.get(action, {})
 
             victim = victims[stage % len(victims)]
             gateway.order(copy, stage, victim)
