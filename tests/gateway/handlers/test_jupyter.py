@@ -121,6 +121,7 @@ def _of(sessions: list[dict[str, Any]], kernel_id: str) -> list[str]:
 
 async def test_a_session_that_nobody_has_opened_stands_for_itself(api: Api, session_id: str) -> None:
     kernel_id = (await api.create(id=session_id))["jupyter"]["kernel_id"]
+    await api.run(session_id, "1")  # it has started, and nothing of it changes from now on
 
     (found,) = await api.get(f"{J}/sessions")
 
