@@ -23,16 +23,19 @@ _OTHER_FILES = 500
 _FEWEST_KERNELS = 20
 
 
+def _memory_bytes() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def _half_of_memory() -> int:
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    return _memory_bytes() // 2
 
 
 def _kernels_that_fit() -> int:
     """As many idle ones as memory and open files have room for; busy ones are held back by their own limits."""
-    memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
     files = most_files if most_files != resource.RLIM_INFINITY else MOST_FILES
-    fit = min(memory_bytes * 9 // 10 // _IDLE_BYTES, (min(files, MOST_FILES) - _OTHER_FILES) // _FILES_EACH)
+    fit = min(_memory_bytes() * 9 // 10 // _IDLE_BYTES, (min(files, MOST_FILES) - _OTHER_FILES) // _FILES_EACH)
     return max(_FEWEST_KERNELS, fit)
 
 

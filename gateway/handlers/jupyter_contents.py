@@ -2,15 +2,14 @@
 
 from urllib.parse import quote
 
-from pydantic import BaseModel, RootModel
+from pydantic import RootModel
 
-from gateway import errors
-from gateway.handlers.base import ApiHandler, Operation
+from gateway.handlers.base import Operation
+from gateway.handlers.jupyter import JupyterHandler
 from gateway.models.contents import (
     Checkpoint,
     Contents,
     ContentsQuery,
-    JupyterError,
     NewContents,
     RenameContents,
     SaveContents,
@@ -23,16 +22,7 @@ class CheckpointList(RootModel[list[Checkpoint]]):
     """The checkpoints of a file."""
 
 
-class _ContentsHandler(ApiHandler):
-    """Refuses as Jupyter does; lets parameters by that it does not know."""
-
-    takes_any_query = True
-    refusal_model = JupyterError
-
-    def refusal(self, error: errors.GatewayError) -> BaseModel:
-        reason = error.details.get("reason")
-        return JupyterError(message=error.sentence, reason=reason, code=error.code, request_id=self.request_id)
-
+class _ContentsHandler(JupyterHandler):
     @property
     def audited_session_id(self) -> str | None:
         return self.path_kwargs.get("path", "").strip("/").partition("/")[0] or None

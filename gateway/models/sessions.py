@@ -37,7 +37,7 @@ KernelName = Annotated[
 PositiveSeconds = Annotated[float, Field(gt=0, le=31_536_000)]
 
 _MOST_MAP_BYTES = 1_000_000
-_ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,255}")
+ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,255}")
 _SIZE = re.compile(r"(\d{1,12})\s*(|[kKMGT]i?)B?")
 _UNITS = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12} | {
     "ki": 2**10, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40,
@@ -46,7 +46,7 @@ _UNITS = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12} | 
 
 def _env_names(env: dict[str, str]) -> dict[str, str]:
     for name in env:
-        if not _ENV_NAME.fullmatch(name):
+        if not ENV_NAME.fullmatch(name):
             raise ValueError(f"{name!r} is not a name for an environment variable")
     return env
 
@@ -71,7 +71,7 @@ def size_bytes(size: int | str) -> int:
 Env = Annotated[
     dict[str, Text],
     AfterValidator(_env_names),
-    Field(max_length=256, json_schema_extra={"propertyNames": {"pattern": f"^{_ENV_NAME.pattern}$"}}),
+    Field(max_length=256, json_schema_extra={"propertyNames": {"pattern": f"^{ENV_NAME.pattern}$"}}),
 ]
 Size = Annotated[int | str, AfterValidator(_whole_size)]
 SetupStatus = Literal["pending", "running", "done", "failed"]

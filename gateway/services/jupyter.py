@@ -1,6 +1,5 @@
 """Sessions as Jupyter sees them: each is a kernel, and what front ends have open on it are Jupyter's sessions."""
 
-import re
 import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta
@@ -22,7 +21,7 @@ from gateway.models.jupyter import (
     StartSession,
 )  # fmt: skip
 from gateway.models.pages import PageRequest, SessionFilter
-from gateway.models.sessions import CreateSession, Session
+from gateway.models.sessions import ENV_NAME, CreateSession, Session
 from gateway.services.channels import ChannelService
 from gateway.services.live import Live
 from gateway.services.live_session import LiveSession
@@ -31,7 +30,6 @@ from gateway.states import State
 from gateway.stores.base import SessionChanges, Store
 
 _MOST_LISTED = 1000
-_ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,255}")
 
 
 class KernelNotFound(NotFound):
@@ -175,7 +173,7 @@ class JupyterService:
 
     async def _create(self, kernel: str | None, path: str, env: dict[str, object], caller: str) -> Session:
         names = {"name": PurePosixPath(path).name[:256] or "jupyter"}
-        given = {name: value for name, value in env.items() if _ENV_NAME.fullmatch(name) and isinstance(value, str)}
+        given = {name: value for name, value in env.items() if ENV_NAME.fullmatch(name) and isinstance(value, str)}
         try:
             request = CreateSession.model_validate({"kernel": kernel or None, "env": given, **names})
         except ValidationError as error:
