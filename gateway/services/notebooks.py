@@ -3,7 +3,6 @@
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,9 +21,9 @@ from gateway.models.notebooks import (
     RunNotebookQuery,
     SeriesStatus,
 )  # fmt: skip
-from gateway.models.pages import PageRequest
 from gateway.models.sessions import CreateSession, Session
 from gateway.services import ipynb
+from gateway.services.history import ended_runs
 from gateway.services.rendering import Rendered, Renderer
 from gateway.services.series import Series, SeriesService
 from gateway.services.sessions import SessionService
@@ -76,7 +75,7 @@ class NotebookService:
         session = await self._sessions.get(session_id)
         spec = self._sessions.kernelspecs().get(session.kernel)
         cells, size_bytes, code_size = [], 0, 0
-        async for run in self._history(uid):
+        async for run in ended_runs(self._store, uid):
             code_size += len(run.code)
             if code_size > _MOST_BYTES:
                 raise TooLarge(f"The history holds more code than the {_MOST_BYTES:,} bytes of a notebook.")
@@ -85,18 +84,6 @@ class NotebookService:
         cells.reverse()
         notebook = {**ipynb.empty(), "cells": cells, "metadata": _metadata(session, spec)}
         return await self._renderer.render(notebook, format_, session.name)
-
-    async def _history(self, uid: str) -> AsyncIterator[Execution]:
-        """Runs that have begun and ended, newest first."""
-        page = PageRequest(limit=1000)
-        while True:
-            found = await self._store.list_executions(uid, page)
-            for run in found.items:
-                if run.started_at is not None and run.finished_at is not None:
-                    yield run
-            if found.next_token is None:
-                return
-            page = PageRequest(limit=1000, token=found.next_token)
 
     # In
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 from gateway.models.executions import Execution, RunAnswer, RunRequest, Status
 from gateway.models.notebooks import SeriesStatus
-from gateway.models.pages import PageRequest
 from gateway.models.replays import Replay, ReplayCounts, ReplayedRun, ReplayRequest
 from gateway.models.snapshots import RemixSession
 from gateway.services.differences import difference
+from gateway.services.history import ended_runs
 from gateway.services.series import Series, SeriesService
 from gateway.services.sessions import SessionService
 from gateway.services.snapshots import SnapshotService
@@ -58,7 +58,10 @@ class ReplayService:
         What a run was given as `stdin` or `env` is not in the history: without it, it may fail.
         """
         uid = await self._sessions.uid_of(session_id)
-        runs = await self._history(uid)
+        runs = [
+            ReplayedRun(execution_id=run.id, code=run.code, before=run.status, duration_ms_before=run.duration_ms)
+            async for run in ended_runs(self._store, uid)
+        ][::-1]
         child = RemixSession(
             name=f"Replay of {session_id}", session_id=request.session_id, files=request.files, state=False
         )
@@ -69,23 +72,6 @@ class ReplayService:
         series.view = under.view
         self._series.begin(series, lambda: self._run(under, request, caller))
         return series
-
-    async def _history(self, uid: str) -> list[ReplayedRun]:
-        """Runs that have begun and ended, oldest first, without their outputs."""
-        runs: list[ReplayedRun] = []
-        page = PageRequest(limit=1000)
-        while True:
-            found = await self._store.list_executions(uid, page)
-            runs += [
-                ReplayedRun(
-                    execution_id=run.id, code=run.code, before=run.status, duration_ms_before=run.duration_ms
-                )
-                for run in found.items
-                if run.started_at is not None and run.finished_at is not None
-            ]  # fmt: skip
-            if found.next_token is None:
-                return runs[::-1]
-            page = PageRequest(limit=1000, token=found.next_token)
 
     async def _run(self, under: _Under, request: ReplayRequest, caller: str) -> bool:
         series = under.series
