@@ -3,20 +3,19 @@
 A kernel runs the session's code, so what it answers is checked and cut to size before anybody works with it.
 """
 
-import asyncio
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
+from kernels.asking import ask
 from kernels.channels import Channels
-from kernels.errors import CheckpointFailed, KernelBusy
+from kernels.errors import CheckpointFailed
 
 T = TypeVar("T")
 
 _MOST_LISTED = 10_000  # variables, or others, of one report
 _LONGEST_TEXT = 1_000  # characters
 _LARGEST_SIZE = 2**63 - 1
-_ANSWER_S = 15.0  # past its own limits, a kernel that is alive has answered within that
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +75,7 @@ async def save(channels: Channels, folder: str, *, wait_s: float, timeout_s: flo
     also if the writing takes longer than `timeout_s`; `KernelGone`.
     """
     limits = {"wait_s": wait_s, "timeout_s": timeout_s}
-    answer = await _ask(channels, "checkpoint", {"folder": folder, **limits}, wait_s + timeout_s)
+    answer = await ask(channels, "checkpoint", {"folder": folder, **limits}, wait_s + timeout_s)
     warnings: list[str] = []
     return Checkpoint(
         method="fork" if _text(answer, "method") == "fork" else "in-process",
@@ -100,7 +99,7 @@ async def load(channels: Channels, folder: str, *, names: Collection[str] | None
     """
     wanted = None if names is None else list(names)
     limits = {"wait_s": timeout_s, "timeout_s": timeout_s}
-    answer = await _ask(channels, "restore", {"folder": folder, "names": wanted, **limits}, 2 * timeout_s)
+    answer = await ask(channels, "restore", {"folder": folder, "names": wanted, **limits}, 2 * timeout_s)
     warnings: list[str] = []
     return Restored(
         variables=_listed(answer, "variables", _variable, warnings),
@@ -108,18 +107,6 @@ async def load(channels: Channels, folder: str, *, names: Collection[str] | None
         failed=_listed(answer, "failed", _unsaved, warnings),
         warnings=_listed(answer, "warnings", _warning, warnings) + warnings,
     )
-
-
-async def _ask(channels: Channels, action: str, arguments: dict[str, Any], longest_s: float) -> dict[str, Any]:
-    try:
-        async with asyncio.timeout(longest_s + _ANSWER_S):
-            answer = await channels.ask("control", "session_gateway_request", {"action": action, **arguments})
-    except TimeoutError:
-        raise CheckpointFailed("The kernel did not answer.") from None
-    if answer.get("status") == "ok":
-        return answer
-    why = _text(answer, "evalue") or "The kernel did not say why."
-    raise KernelBusy(why) if answer.get("ename") == "Busy" else CheckpointFailed(why)
 
 
 def _listed(answer: dict[str, Any], name: str, read: Callable[[Any], T], warnings: list[str]) -> list[T]:

@@ -3,16 +3,15 @@
 A kernel runs the session's code, so what it answers is checked and cut to size before anybody works with it.
 """
 
-import asyncio
 from dataclasses import dataclass
 from typing import Any
 
+from kernels.asking import ask
 from kernels.channels import Channels
-from kernels.errors import CheckpointFailed, KernelBusy, KernelsError
+from kernels.errors import KernelsError
 
 _MOST_LISTED = 20
 _LONGEST_TEXT = 300  # characters
-_ANSWER_S = 15.0  # past its own limits, a kernel that is alive has answered within that
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +37,7 @@ async def fork(channels: Channels, address: str, *, wait_s: float) -> float:
     Raises `KernelBusy` if no cell ended within `wait_s`, and then none is made later either; `NotForked`;
     `CheckpointFailed` if the kernel does not know how; `KernelGone`.
     """
-    asked = {"action": "duplicate", "address": address, "wait_s": wait_s}
-    try:
-        async with asyncio.timeout(wait_s + _ANSWER_S):
-            answer = await channels.ask("control", "session_gateway_request", asked)
-    except TimeoutError:
-        raise CheckpointFailed("The kernel did not answer.") from None
-    if answer.get("status") != "ok":
-        why = _text(answer.get("evalue"))
-        raise KernelBusy(why) if answer.get("ename") == "Busy" else CheckpointFailed(why)
+    answer = await ask(channels, "duplicate", {"address": address, "wait_s": wait_s}, wait_s)
     if answer.get("refused"):
         raise NotForked(_missing(answer["refused"]))
     pause_ms = answer.get("pause_ms")

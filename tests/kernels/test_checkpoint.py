@@ -17,7 +17,7 @@ import psutil
 import pytest
 import zmq.asyncio
 
-from kernels import checkpoint
+from kernels import asking, checkpoint
 from kernels.checkpoint import Unsaved
 from kernels.engine import Launch
 from kernels.engines.local import LocalEngine
@@ -502,7 +502,7 @@ async def test_a_kernel_that_is_not_ours_does_not_answer(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(checkpoint, "_ANSWER_S", 0.5)
+    monkeypatch.setattr(asking, "_ANSWER_S", 0.5)
     stock = launch(engine)
     code = "from ipykernel.kernelapp import launch_new_instance; launch_new_instance()"
     spec = replace(stock.spec, argv=(stock.spec.argv[0], "-c", code, "-f", "{connection_file}"))
