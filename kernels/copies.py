@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import stat
+from collections.abc import Iterator
 from contextlib import closing, suppress
 
 from kernels.engine import Skipped
@@ -16,6 +17,7 @@ _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _WRITE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _FICLONE = 0x40049409
 _AT_ONCE = 1 << 30
+_SEEK_DATA, _SEEK_HOLE = getattr(os, "SEEK_DATA", None), getattr(os, "SEEK_HOLE", None)
 _NOT_SHARED = (errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS)
 _GONE = (errno.ENOENT, errno.ELOOP, errno.ENXIO, errno.ENOTDIR)
 
@@ -108,25 +110,31 @@ class _Copier:
 def _copy_data(source: int, target: int, status: os.stat_result) -> None:
     """All data there is, between the holes."""
     os.ftruncate(target, status.st_size)
+    for start, end in extents(source, status):
+        at = start
+        while at < end:
+            if not (count := _copy_some(source, target, at, min(end - at, _AT_ONCE))):
+                return  # it became shorter
+            at += count
+
+
+def extents(fd: int, status: os.stat_result) -> Iterator[tuple[int, int]]:
+    """Where the file has data: all of it, if it has no holes."""
+    if _SEEK_DATA is None or _SEEK_HOLE is None or status.st_blocks * 512 >= status.st_size:
+        if status.st_size:
+            yield 0, status.st_size
+        return
     end = 0
     while end < status.st_size:
-        start, end = _stretch(source, end, status)
-        while start < end:
-            if not (count := _copy_some(source, target, start, min(end - start, _AT_ONCE))):
-                return  # it became shorter
-            start += count
-
-
-def _stretch(source: int, after: int, status: os.stat_result) -> tuple[int, int]:
-    if status.st_blocks * 512 >= status.st_size or not hasattr(os, "SEEK_DATA"):
-        return after, status.st_size
-    try:
-        start = os.lseek(source, after, os.SEEK_DATA)
-        return start, min(os.lseek(source, start, os.SEEK_HOLE), status.st_size)
-    except OSError as error:
-        if error.errno == errno.ENXIO:  # no data from here to the end
-            return status.st_size, status.st_size
-        raise
+        try:
+            start = os.lseek(fd, end, _SEEK_DATA)
+            end = min(os.lseek(fd, start, _SEEK_HOLE), status.st_size)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # no data from here to the end
+                return
+            raise
+        if start < end:
+            yield start, end
 
 
 def _copy_some(source: int, target: int, at: int, count: int) -> int:

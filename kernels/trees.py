@@ -9,11 +9,12 @@ import os
 import stat
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 
+from kernels.copies import extents
 from kernels.engine import Skipped, Usage
 from kernels.errors import NoSuchFile, WorkspaceError
 from kernels.manifests import CHUNK_BYTES, Chunk, Entry, Manifest, Stamp
@@ -25,7 +26,6 @@ _WRITE = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 _TRIES = 2
 _OURS = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 _GONE = {errno.ENOENT, errno.ELOOP, errno.EINVAL, errno.ENXIO, errno.ESPIPE, errno.EISDIR}
-_SEEK_DATA, _SEEK_HOLE = getattr(os, "SEEK_DATA", None), getattr(os, "SEEK_HOLE", None)
 _KINDS = {
     stat.S_IFSOCK: "a socket",
     stat.S_IFIFO: "a fifo",
@@ -153,7 +153,7 @@ def _why(error: OSError) -> str:
 
 def _read_chunks(fd: int, status: os.stat_result, packer: Packer, sink: Sink) -> int:
     """Hand every chunk to the packer; returns the size, which is less when the file was cut off meanwhile."""
-    for start, end in _extents(fd, status):
+    for start, end in extents(fd, status):
         while start < end:
             wanted = min(end, start - start % CHUNK_BYTES + CHUNK_BYTES) - start
             data = os.pread(fd, wanted, start)
@@ -163,25 +163,6 @@ def _read_chunks(fd: int, status: os.stat_result, packer: Packer, sink: Sink) ->
             if len(data) < wanted:
                 return start
     return status.st_size
-
-
-def _extents(fd: int, status: os.stat_result) -> Iterator[tuple[int, int]]:
-    """Where the file has data: all of it, if it has no holes."""
-    if _SEEK_DATA is None or _SEEK_HOLE is None or status.st_blocks * 512 >= status.st_size:
-        if status.st_size:
-            yield 0, status.st_size
-        return
-    end = 0
-    while end < status.st_size:
-        try:
-            start = os.lseek(fd, end, _SEEK_DATA)
-            end = min(os.lseek(fd, start, _SEEK_HOLE), status.st_size)
-        except OSError as error:
-            if error.errno == errno.ENXIO:  # no data from here to the end
-                return
-            raise
-        if start < end:
-            yield start, end
 
 
 def chosen(manifest: Manifest, paths: Collection[str]) -> tuple[list[Entry], list[Parts]]:
