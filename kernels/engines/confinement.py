@@ -8,8 +8,8 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +18,7 @@ from kernels import cgroups, sandbox
 from kernels.confined import command
 from kernels.engine import Kernelspec, Launch
 from kernels.errors import StartFailed, WallsMissing
-from kernels.inherited import Kin
+from kernels.inherited import Kin, remove
 from kernels.offers import STRANGERS
 from kernels.sandbox import HostWalls
 
@@ -61,6 +61,7 @@ class Confinement:
         if self._isolation == "none":
             return
         self.host = await asyncio.to_thread(sandbox.host_walls, folder)
+        self._kin = Kin(self.host.cgroups)
         lacking = [wall for wall in self.host.missing if wall.name in sandbox.REQUIRED]
         if lacking and self._isolation == "strict":
             raise WallsMissing([(wall.name, wall.reason, wall.remedy) for wall in lacking])
@@ -102,28 +103,26 @@ class Confinement:
             self._plans[key] = time.monotonic(), plan
         return plan
 
-    @contextmanager
-    def setup(self, confined: Confined, argv: list[str], cwd: Path, launch: Launch, mark: str) -> Iterator[list[str]]:
+    @asynccontextmanager
+    async def setup(self, confined: Confined, argv: list[str], cwd: Path, launch: Launch) -> AsyncIterator[list[str]]:
         """How a program of a setup is run behind the walls of the session's kernels, until the block is left."""
-        plan, group = dict(confined.plan), None
+        plan, limits = dict(confined.plan), launch.limits
         if not plan:
             yield argv
             return
         uid = self._kin.take_uid(self.host.uids[-_SETUPS:]) if plan.pop("uids", None) else None
-        if self.host.cgroups is not None:
-            limits = launch.limits
-            group = self.host.cgroups.group(mark)
-            group.limit(cgroups.Limits(memory_bytes=limits.memory_bytes, processes=limits.pids, cpus=limits.cpu))
-            plan["cgroups"] = [str(folder) for folder in group.folders]
+        group = self._kin.new_group()
         try:
+            if group is not None:
+                group.limit(cgroups.Limits(memory_bytes=limits.memory_bytes, processes=limits.pids, cpus=limits.cpu))
+                plan["cgroups"] = [str(folder) for folder in group.folders]
             order = {"plan": {**plan, "uid": uid}, "trees": confined.trees, "limits": confined.limits,
                      "hostname": _HOSTNAME, "cwd": str(cwd)}  # fmt: skip
             yield command(argv, order)
         finally:
             self._kin.give_back(uid)
             if group is not None:
-                with suppress(OSError):
-                    group.end()
+                await asyncio.to_thread(remove, group)
 
     def _read(self, spec: Kernelspec, interpreters: Iterable[Path]) -> list[Path]:
         paths = [sandbox.INSIDE, *self._readable]

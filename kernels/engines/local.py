@@ -451,20 +451,21 @@ class LocalEngine:
         print(f"$ {name}", file=output, flush=True)
         mark = uuid4().hex
         workspace = place / "workspace"
-        with self._recorded(mark), self._confinement.setup(confined, argv, workspace, launch, mark) as walled:
-            try:
-                process = subprocess.Popen(
-                    walled, cwd=workspace if walled is argv else "/", env={**env, MARK: mark}, stdin=subprocess.DEVNULL,
-                    stdout=output, stderr=output, start_new_session=True,
-                )  # fmt: skip
-            except OSError as error:
-                print(f"{argv[0]}: {error.strerror}", file=output, flush=True)
-                return Exit(code=127, reason=f"setup: {name!r} can't be run: {argv[0]}: {error.strerror}")
-            try:
-                await processes.unreaped_exit(process)
-            finally:
-                await asyncio.shield(asyncio.to_thread(processes.end_family, process.pid, f"{MARK}={mark}"))
-                code = process.wait()
+        with self._recorded(mark):
+            async with self._confinement.setup(confined, argv, workspace, launch) as walled:
+                try:
+                    process = subprocess.Popen(
+                        walled, cwd=workspace if walled is argv else "/", env={**env, MARK: mark},
+                        stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
+                    )  # fmt: skip
+                except OSError as error:
+                    print(f"{argv[0]}: {error.strerror}", file=output, flush=True)
+                    return Exit(code=127, reason=f"setup: {name!r} can't be run: {argv[0]}: {error.strerror}")
+                try:
+                    await processes.unreaped_exit(process)
+                finally:
+                    await asyncio.shield(asyncio.to_thread(processes.end_family, process.pid, f"{MARK}={mark}"))
+                    code = process.wait()
         return Exit(code=code, reason="" if code == 0 else f"setup: {name!r} ended with {code}")
 
     async def end_orphans(self) -> int:
