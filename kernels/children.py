@@ -57,9 +57,7 @@ class Order:
     journal_bytes: int
     about: dict[str, Any]  # what whoever adopts it must know; of no interest here
     fork: dict[str, Any] | None = None  # what it can be forked from, if it can
-    confine: dict[str, Any] = field(
-        default_factory=dict
-    )  # `plan` of its walls, what is `behind`, and what is `missing`
+    confine: dict[str, Any] = field(default_factory=dict)  # `plan` of its walls, what is `behind`, what is `missing`
     cpus: float | None = None
     pids: int | None = None
     disk_bytes: int | None = None
@@ -115,8 +113,7 @@ class Child:
 
     @property
     def pid(self) -> int:
-        assert self._process is not None
-        return self._process.pid
+        return self.process.pid
 
     @property
     def init_pid(self) -> int | None:
@@ -136,6 +133,11 @@ class Child:
     def process(self) -> Started | Inherited:
         assert self._process is not None
         return self._process
+
+    @property
+    def walled(self) -> bool:
+        """Whether all that it has started ends with it, since it is behind walls with it."""
+        return isinstance(self._process, Inherited) and self._process.exact
 
     def make_folder(self) -> Path:
         """Where its sockets are, and those of offers to copies of it."""
@@ -168,7 +170,7 @@ class Child:
         self.zygote = source.zygote
         self.waiting = asyncio.create_task(self._wait())
         self._note_walls([wall for wall in source.walls.standing if wall != "cgroup"])
-        if self._process.exact:
+        if self.walled:
             self.walls = Walls(self.walls.standing, {**self.walls.missing, "source": STRANGERS})
 
     @contextlib.contextmanager
@@ -247,13 +249,13 @@ class Child:
         return StartFailed(f"The kernel {self.connection['kernel_name']!r} does not start: {error}")
 
     async def _wait(self) -> Exit:
-        assert self._process is not None
-        await self._process.unreaped()
-        if not (isinstance(self._process, Inherited) and self._process.exact):
+        process = self.process
+        await process.unreaped()
+        if not (isinstance(process, Inherited) and process.exact):
             await asyncio.to_thread(processes.end_family, self.pid, self.mark)
-        elif self._process.shared and self._group is None:
-            await asyncio.to_thread(processes.end_all_beside, self._process.init_pid)
-        exit_ = self._exit(await self._process.reaped())
+        elif process.shared and self._group is None:
+            await asyncio.to_thread(processes.end_all_beside, process.init_pid)
+        exit_ = self._exit(await process.reaped())
         await self.end_group()
         return exit_
 
@@ -311,7 +313,6 @@ class Child:
         if self.running:
             if self._kill_reason is None:
                 self._kill_reason = reason
-            assert self._process is not None
             if isinstance(self._process, Inherited) and self._process.exact:
                 self._process.kill()
             else:

@@ -364,7 +364,7 @@ class Keeper:
         kernel_id = _plain(wanted.kernel_id)
         if kernel_id in self._children or kernel_id in self._offers:
             raise StartFailed(f"The kernel {kernel_id!r} runs already.")
-        zygote = await self._nest_builder(original, wanted) if _has_walls(original) else None
+        zygote = await self._nest_builder(original, wanted) if original.walled else None
         child = self._new_child(wanted, kernel_name, self._kin.new_group())
         process = original.process
         try:
@@ -592,10 +592,6 @@ def _limited(group: cgroups.Group | None, order: Order) -> cgroups.Group | None:
             remove(group)
             return None
     return group
-
-
-def _has_walls(child: Child) -> bool:
-    return isinstance(child.process, Inherited) and child.process.exact
 
 
 def _plain(kernel_id: str) -> str:

@@ -10,7 +10,6 @@ import contextlib
 import ctypes
 import os
 import random
-import signal
 import socket
 import stat
 import sys
@@ -240,7 +239,3 @@ def reopen_files(opened: dict[int, str], before: str, after: str) -> None:
 
 def moved(path: str, before: str, after: str) -> str:
     return after + path[len(before) :] if path == before or path.startswith(f"{before}/") else path
-
-
-def reset_signals() -> None:
-    signal.set_wakeup_fd(-1)
