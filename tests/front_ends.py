@@ -45,7 +45,10 @@ class FrontEnd:
     """Speaks v1, or the older framing; keeps all that came in `seen`."""
 
     def __init__(self, socket: WebSocketClientConnection, session: str, v1: bool) -> None:
+        assert socket.protocol is not None
+        assert socket.protocol.stream is not None
         self.socket = socket
+        self._stream = socket.protocol.stream
         self.session = session
         self.v1 = v1
         self.seen: list[Got] = []
@@ -114,9 +117,7 @@ class FrontEnd:
 
     def vanish(self) -> None:
         """Be gone, without a word."""
-        assert self.socket.protocol is not None
-        assert self.socket.protocol.stream is not None
-        self.socket.protocol.stream.close()
+        self._stream.close()
 
 
 @asynccontextmanager
@@ -130,10 +131,12 @@ async def front_end(
     request = HTTPRequest(address, headers={"Origin": origin} if origin else {})
     socket = await websocket_connect(request, subprotocols=[V1] if v1 else None)
     assert socket.selected_subprotocol == (V1 if v1 else None)
+    client = FrontEnd(socket, name, v1)
     try:
-        yield FrontEnd(socket, name, v1)
+        yield client
     finally:
         socket.close()
+        client.vanish()  # the loop may end before the other side has said good-bye
 
 
 def text_of(published: list[Got]) -> str:

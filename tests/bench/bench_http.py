@@ -22,7 +22,7 @@ from typing import Any
 
 import psutil
 
-from tests.bench.bench_runs import Connections, KernelGateway, OurSession, Raw, Session, Side, runs_per_second, timed
+from tests.bench.bench_runs import KernelGateway, Ours, Raw, Session, Side, runs_per_second, timed
 from tests.gateways import gateway_process, keepers_of
 
 STARTERS = 8  # clients that create sessions at the same time
@@ -39,23 +39,12 @@ class Plan:
     session_counts: list[int]
 
 
-class Gateway:
-    """Ours."""
-
-    name = "session-gateway"
+class Gateway(Ours):
+    """With all that works for it counted as its memory."""
 
     def __init__(self, url: str, pid: int, data_dir: Path) -> None:
-        self._http = Connections(url)
-        self._pid = pid
+        super().__init__(url, pid)
         self._data_dir = data_dir
-
-    @asynccontextmanager
-    async def session(self) -> AsyncIterator[OurSession]:
-        created = await self._http.call("POST", "/api/sessions", {})
-        try:
-            yield OurSession(self._http, created["id"])
-        finally:
-            await self._http.call("DELETE", f"/api/sessions/{created['id']}?purge=true")
 
     def memory_bytes(self) -> int:
         return sum(map(tree_pss, [self._pid, *(keeper.pid for keeper in keepers_of(self._data_dir))]))
