@@ -1,26 +1,26 @@
-"""The command line: `gateway serve`, `gateway doctor`."""
+"""The command line: `gateway serve`, `gateway doctor`, `gateway key …`, `gateway access`."""
 
 import asyncio
 import json
 import logging
-import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from tomllib import TOMLDecodeError
 from typing import Annotated, Any
 
 import structlog
 import typer
-from pydantic import ValidationError
-from pydantic_settings import SettingsError
 
 from gateway.app import CannotStart
 from gateway.app import serve as serve_gateway
+from gateway.commands import access, keys
+from gateway.commands.settings import settings_of
 from gateway.config import Settings
 from gateway.doctor import examine
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app.add_typer(keys.app, name="key")
+app.command("access")(access.show)
 
 
 @app.callback()
@@ -40,17 +40,20 @@ def serve(
     isolation: Annotated[
         str | None, typer.Option(help="strict, best-effort or none: what must stand between sessions and this host.")
     ] = None,
-    insecure: Annotated[bool | None, typer.Option("--insecure", help="Serve beyond loopback without keys.")] = None,
+    behind_tls: Annotated[
+        bool | None, typer.Option("--behind-tls", help="A proxy with TLS is all that reaches this port.")
+    ] = None,
+    insecure: Annotated[
+        bool | None, typer.Option("--insecure", help="Serve beyond loopback without keys, or without TLS.")
+    ] = None,
     log_level: Annotated[str | None, typer.Option(help="DEBUG, INFO, WARNING or ERROR.")] = None,
 ) -> None:
     """Serve until SIGTERM. The first line on stdout says where, once it is ready."""
     given: dict[str, Any] = {
         "host": host, "port": port, "data_dir": data_dir, "store": store, "isolation": isolation,
-        "insecure": insecure, "log_level": log_level,
+        "behind_tls": behind_tls, "insecure": insecure, "log_level": log_level,
     }  # fmt: skip
-    if config is not None:
-        os.environ["GATEWAY_CONFIG"] = str(config)
-    settings = _settings(given)
+    settings = settings_of(given, config)
     _log_to_stderr(settings)
     try:
         asyncio.run(serve_gateway(settings, lambda line: print(line, flush=True)))
@@ -68,7 +71,7 @@ def doctor(
 ) -> None:
     """Tell what this host can give a gateway, and how to get what is missing. Ends with 1 if it could not serve."""
     given = {"data_dir": data_dir, "host": host, "isolation": isolation}
-    settings = _settings(given)
+    settings = settings_of(given)
     findings = asyncio.run(examine(settings))
     if as_json:
         print(json.dumps([asdict(finding) for finding in findings], indent=2))
@@ -76,20 +79,6 @@ def doctor(
         print(*findings, sep="\n")
     if any(finding.needed and not finding.fine for finding in findings):
         raise typer.Exit(1)
-
-
-def _settings(given: dict[str, Any]) -> Settings:
-    """Raises `Exit`, having told what is wrong."""
-    try:
-        return Settings(**{name: value for name, value in given.items() if value is not None})
-    except ValidationError as error:
-        for one in error.errors():
-            print(f"gateway: {'.'.join(map(str, one['loc']))}: {one['msg']}", file=sys.stderr)
-    except SettingsError as error:
-        print(f"gateway: {error}: it must be JSON", file=sys.stderr)
-    except TOMLDecodeError as error:
-        print(f"gateway: {os.environ.get('GATEWAY_CONFIG')}: {error}", file=sys.stderr)
-    raise typer.Exit(2)
 
 
 def _log_to_stderr(settings: Settings) -> None:

@@ -55,7 +55,11 @@ class Settings(BaseSettings):
     data_dir: Path = Path(".gateway")
     store: str = Field(default="", description="sqlite:///PATH or mongodb://…; empty is SQLite in the data folder")
     mongo_driver: Literal["motor", "pymongo"] = "motor"
-    insecure: bool = Field(default=False, description="serve beyond loopback without keys")
+    insecure: bool = Field(default=False, description="serve beyond loopback without keys, or without TLS")
+    behind_tls: bool = Field(
+        default=False,
+        description="a proxy in front speaks TLS, sets X-Forwarded-For and -Proto, and is all that reaches this port",
+    )
     allowed_hosts: list[str] = Field(default=[], description="more names that a request may call this gateway by")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["console", "json"] = "console"

@@ -144,6 +144,13 @@ class SnapshotNotFound(NotFound):
         super().__init__(f"No snapshot {snapshot_id!r}.", snapshot_id=snapshot_id)
 
 
+class KeyNotFound(NotFound):
+    code = "key_not_found"
+
+    def __init__(self, key_id: str) -> None:
+        super().__init__(f"No key {key_id[:64]!r}.", key_id=key_id[:64])
+
+
 class IllegalMove(Conflict):
     code = "illegal_state_move"
 
