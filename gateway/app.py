@@ -202,12 +202,7 @@ async def _ready(engine: LocalEngine) -> AsyncIterator[None]:
 
 async def _check_guarded(settings: Settings) -> None:
     """Raises `CannotStart` unless keys are asked for beyond loopback, and nobody can read them on the way."""
-    store = make_store(settings)
-    async with opened(store, settings):
-        try:
-            has_keys = await store.any_key()
-        except StoreAway:
-            has_keys = True  # or not: they are asked for in any case
+    has_keys = await _has_keys(settings)
     otherwise = "Or bind it to 127.0.0.1, or insist with --insecure."
     if not has_keys:
         raise CannotStart(
@@ -219,6 +214,18 @@ async def _check_guarded(settings: Settings) -> None:
             f"On {settings.host} keys would cross the network for anybody to read. Put a proxy with TLS in front and "
             f"say so with --behind-tls (GATEWAY_BEHIND_TLS=true). {otherwise}"
         )
+
+
+async def _has_keys(settings: Settings) -> bool:
+    uri = settings.store_uri
+    if uri.startswith("sqlite:///") and not os.path.exists(uri.removeprefix("sqlite:///")):  # noqa: ASYNC240 - nothing else runs yet
+        return False  # nothing is made by who is refused
+    store = make_store(settings)
+    async with opened(store, settings):
+        try:
+            return await store.any_key()
+        except StoreAway:
+            return True  # or not: they are asked for in any case
 
 
 def _key_command(settings: Settings) -> str:
@@ -249,10 +256,10 @@ def claimed(data_dir: Path) -> Any:
 @asynccontextmanager
 async def running(settings: Settings) -> AsyncIterator[Gateway]:
     """A gateway that serves until the block is left. Raises `CannotStart`."""
+    if settings.exposed and not settings.insecure:
+        await _check_guarded(settings)
     _raise_file_limit()
     with claimed(settings.data_dir) as gateway_id:
-        if not settings.loopback and not settings.insecure:
-            await _check_guarded(settings)
         if "gateway_id" not in settings.model_fields_set:
             settings = settings.model_copy(update={"gateway_id": gateway_id})
         sockets = _bind(settings)

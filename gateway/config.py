@@ -183,16 +183,21 @@ class Settings(BaseSettings):
         return is_loopback(self.host)
 
     @property
+    def exposed(self) -> bool:
+        """Whether others than this machine reach it, by its address or through a proxy."""
+        return self.behind_tls or not self.loopback
+
+    @property
     def walls_wanted(self) -> Literal["strict", "best-effort", "none"]:
         if self.isolation != "auto":
             return self.isolation
-        return "best-effort" if self.loopback else "strict"
+        return "strict" if self.exposed else "best-effort"
 
     @property
     def default_network(self) -> Literal["none", "host"]:
         if self.network != "auto":
             return self.network
-        return "host" if self.loopback else "none"
+        return "none" if self.exposed else "host"
 
 
 def is_loopback(host: str) -> bool:

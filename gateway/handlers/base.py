@@ -34,6 +34,7 @@ from gateway.models.pieces import LARGE_CHARACTERS, text_size, view_pieces
 from gateway.models.queries import NoQuery
 from gateway.models.sessions import Session, SessionId, SessionView
 from gateway.services.access import Access, Pass
+from gateway.services.admitted import admit
 from gateway.services.channels import ChannelService
 from gateway.services.contents import ContentsService
 from gateway.services.executions import ExecutionService
@@ -320,7 +321,7 @@ class ApiHandler(RequestHandler):
         """Without keys only this machine may ask: a name that is not loopback, or a page from elsewhere, may not."""
         settings = self.services.settings
         host, name = self.request.host, _host(f"//{self.request.host}", with_port=False)
-        if settings.loopback and not is_loopback(name) and name not in settings.allowed_hosts:
+        if not settings.exposed and not is_loopback(name) and name not in settings.allowed_hosts:
             raise HostRefused(f"This gateway does not answer to the name {host!r}.", host=host)
         origin = self.request.headers.get("Origin")
         reads = self.request.method in ("GET", "HEAD", "OPTIONS")
@@ -350,9 +351,14 @@ class ApiHandler(RequestHandler):
                 with suppress(errors.NotFound):
                     session = await self.asked_session()
             access.check(self.who, need, session, missing)
+            if need.level is not Level.NONE:
+                admit(partial(self._still_may, need.level))
         if self.who.key_id is not None and token is not None:
             self._pass = Pass(token, need, session.uid if session is not None else None, self.cut_off)
             access.begin(self._pass)
+
+    def _still_may(self, level: Level, session: Session) -> None:
+        self.services.access.require(self.who, level, session, errors.SessionNotFound(session.id))
 
     @property
     def token(self) -> str | None:

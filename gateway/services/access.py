@@ -44,7 +44,7 @@ class Pass:
 class Access:
     def __init__(self, settings: Settings, store: Store, live: Live, keys: KeyService) -> None:
         self._auto_create = settings.auto_create
-        self._exposed = not settings.loopback and not settings.insecure
+        self._always_asks = settings.exposed and not settings.insecure
         self._store = store
         self._live = live
         self._keys = keys
@@ -59,7 +59,7 @@ class Access:
 
         An address from which a key was good before goes on with that very key, also while others guess from it.
         """
-        if not self._exposed and not await self._keys.any():
+        if not self._always_asks and not await self._keys.any():
             return LOCAL
         if token is None:
             raise Unauthenticated("This gateway asks for a key: send it as Authorization: Bearer …")

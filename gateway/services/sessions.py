@@ -36,6 +36,7 @@ from gateway.models.sessions import (
     check_size,
     size_bytes,
 )  # fmt: skip
+from gateway.services.admitted import admitted
 from gateway.services.lasting import lasting
 from gateway.services.live import Live
 from gateway.services.live_session import LiveSession
@@ -86,16 +87,16 @@ class SessionService:
         """The document, with its files as they were last counted. Raises `SessionNotFound`."""
         live = self._live.find(session_id)
         if live is not None and live.closing is None:
-            return live.session
-        return await self._store.get_session(session_id)
+            return admitted(live.session)
+        return admitted(await self._store.get_session(session_id))
 
     async def uid_of(self, session_id: str) -> str:
         """The uid of a session, once all that was to be written about it has been."""
         live = self._live.find(session_id)
         if live is not None and live.closing is None:
             await live.outbox.flushed()
-            return live.uid
-        return (await self._store.get_session(session_id)).uid
+            return admitted(live.session).uid
+        return admitted(await self._store.get_session(session_id)).uid
 
     def kernel(self, session_id: str) -> Kernel | None:
         """The kernel that runs for it here."""
@@ -380,7 +381,10 @@ class SessionService:
             found = await self.list(filter_, PageRequest(limit=1000, token=token))
             for one in found.items:
                 with contextlib.suppress(SessionNotFound, SessionHeld):
-                    await self.delete(one.id)
+                    live = await self._live.get(one.id)
+                    if live.uid != one.uid:  # deleted meanwhile, and its id given to another
+                        continue
+                    await lasting(self._spawn, self._delete(live, purge=False))
                     deleted.append(one.id)
             token = found.next_token
             if token is None:

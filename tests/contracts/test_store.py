@@ -1164,7 +1164,7 @@ async def test_sqlite_brings_a_file_of_an_older_gateway_up_to_date(
         await store.put_snapshot(new_snapshot(session.uid))
 
         assert await store.get_session("demo") == session
-        assert await ids(store, SessionFilter(seen_by=session.created_by)) == ["demo"]
+        assert await ids(store, seen_by=session.created_by) == ["demo"]
         assert (await store.list_snapshots(session.uid, ALL)).total_count == 1
 
 
