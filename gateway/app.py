@@ -32,6 +32,7 @@ from gateway.handlers.openapi import document
 from gateway.handlers.routes import ROUTES
 from gateway.metrics import Metrics
 from gateway.services.access import Access
+from gateway.services.audit import AuditService
 from gateway.services.channels import ChannelService
 from gateway.services.contents import ContentsService
 from gateway.services.executions import ExecutionService
@@ -273,8 +274,9 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
                 if orphans:
                     log.warning("%d kernels of an earlier gateway were ended", orphans)
                 url = _url(settings, sockets)
-                past = PastRuns(settings, store, engine)
-                services = _services(settings, store, engine, metrics, context, background, url, past)
+                recorder = Recorder(store, background.spawn, metrics, settings.holder_timeout_s)
+                past = PastRuns(settings, store, engine, recorder)
+                services = _services(settings, store, engine, metrics, context, background, url, past, recorder)
                 supervisor = Supervisor(
                     settings, store, engine, services.live, services.executions, past, services.recorder
                 )
@@ -306,9 +308,8 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
 
 def _services(
     settings: Settings, store: Store, engine: LocalEngine, metrics: Metrics, context: zmq.asyncio.Context,
-    background: Tasks, url: str, past: PastRuns,
+    background: Tasks, url: str, past: PastRuns, recorder: Recorder,
 ) -> Services:  # fmt: skip
-    recorder = Recorder(store, background.spawn, metrics, settings.holder_timeout_s)
     vault = Vault(settings, store, engine)
     live = Live(
         Tools(
@@ -323,7 +324,7 @@ def _services(
     )  # fmt: skip
     snapshots = SnapshotService(settings, store, engine, live, sessions, vault, recorder, background.spawn)
     series = SeriesService(settings, executions, background.spawn)
-    channels = ChannelService(sessions, executions, background.spawn)
+    channels = ChannelService(sessions, executions, recorder, background.spawn)
     keys = KeyService(store, background.spawn)
     access = Access(settings, store, live, keys)
     return Services(
@@ -344,6 +345,7 @@ def _services(
         snapshots=snapshots,
         idempotency=IdempotencyService(settings, recorder),
         recorder=recorder,
+        audit=AuditService(store),
         metrics=metrics,
     )
 

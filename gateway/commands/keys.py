@@ -5,11 +5,13 @@ process write, and gateways look again within seconds.
 """
 
 import asyncio
+import getpass
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, TypeVar
+from uuid import uuid4
 
 import typer
 from pydantic import ValidationError
@@ -19,8 +21,11 @@ from gateway.commands.settings import settings_of
 from gateway.config import Settings
 from gateway.errors import GatewayError
 from gateway.models.access import ApiKey, CreateKey, KeyList, KeyMade, KeyView, Role
+from gateway.models.audit import AuditLine
+from gateway.models.base import now
 from gateway.models.pages import PageRequest
 from gateway.services.keys import KeyService
+from gateway.stores.base import Store
 
 app = typer.Typer(no_args_is_help=True, help="Make, list, rotate and revoke API keys.")
 
@@ -31,6 +36,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
 
 T = TypeVar("T")
 _DAY_S = 24 * 3600
+_WHO = "command line"
 
 
 @app.command()
@@ -52,7 +58,7 @@ def create(
         for one in error.errors():
             print(f"gateway: {'.'.join(map(str, one['loc'])) or 'key'}: {one['msg']}", file=sys.stderr)
         raise typer.Exit(2) from None
-    made = _with_keys(data_dir, store, config, lambda keys: keys.create(request, "command line"))
+    made = _with_keys(data_dir, store, config, lambda keys: keys.create(request, _WHO), "key.create")
     _tell(made, as_json=as_json, note=f"{made.id}: {made.role} {made.name}. Keep it: it is not shown again.")
 
 
@@ -97,7 +103,7 @@ def rotate(
     as_json: AsJson = False,
 ) -> None:
     """Give a key a new secret."""
-    made = _with_keys(data_dir, store, config, lambda keys: keys.rotate(key_id, overlap))
+    made = _with_keys(data_dir, store, config, lambda keys: keys.rotate(key_id, overlap), "key.rotate")
     _tell(
         made,
         as_json=as_json,
@@ -108,7 +114,7 @@ def rotate(
 @app.command()
 def revoke(key_id: str, data_dir: DataDir = None, store: StoreUri = None, config: Config = None) -> None:
     """Revoke a key for good. Gateways refuse it within seconds, and cut off what it has under way."""
-    revoked = _with_keys(data_dir, store, config, lambda keys: keys.revoke(key_id))
+    revoked = _with_keys(data_dir, store, config, lambda keys: keys.revoke(key_id), "key.revoke")
     print(f"{revoked.id}: {revoked.name} has no such key any more.", file=sys.stderr)
 
 
@@ -119,14 +125,18 @@ def _tell(made: KeyMade, *, as_json: bool, note: str) -> None:
 
 
 def _with_keys(
-    data_dir: Path | None, store: str | None, config: Path | None, work: Callable[[KeyService], Awaitable[T]]
-) -> T:
-    """Raises `Exit`, having told what is wrong."""
+    data_dir: Path | None, store: str | None, config: Path | None, work: Callable[[KeyService], Awaitable[T]],
+    action: str | None = None,
+) -> T:  # fmt: skip
+    """`action`: what the audit log calls it. Raises `Exit`, having told what is wrong."""
     settings = settings_of({"data_dir": data_dir, "store": store}, config)
 
     async def in_the_store() -> T:
-        async with _keys(settings) as keys:
-            return await work(keys)
+        async with _keys(settings) as (keys, kept):
+            done = await work(keys)
+            if action is not None and isinstance(done, ApiKey | KeyView):
+                await kept.append_audit([_line(action, done)])
+            return done
 
     try:
         return asyncio.run(in_the_store())
@@ -136,8 +146,13 @@ def _with_keys(
 
 
 @asynccontextmanager
-async def _keys(settings: Settings) -> AsyncIterator[KeyService]:
+async def _keys(settings: Settings) -> AsyncIterator[tuple[KeyService, Store]]:
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     store = make_store(settings)
     async with opened(store, settings), tasks() as background:
-        yield KeyService(store, background.spawn)
+        yield KeyService(store, background.spawn), store
+
+
+def _line(action: str, key: ApiKey | KeyView) -> AuditLine:
+    details = {"id": key.id, "name": key.name, "role": key.role, "user": getpass.getuser()}
+    return AuditLine(id=uuid4().hex, at=now(), actor=_WHO, action=action, outcome="ok", request_id="", details=details)

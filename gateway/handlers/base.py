@@ -26,15 +26,16 @@ from gateway import errors
 from gateway.config import Settings, is_loopback
 from gateway.metrics import Metrics
 from gateway.models.access import NOBODY, Caller, Level, Need
-from gateway.models.audit import AuditLine
 from gateway.models.base import now
 from gateway.models.executions import ExecutionView
 from gateway.models.idempotency import KeptAnswer
 from gateway.models.pieces import LARGE_CHARACTERS, text_size, view_pieces
 from gateway.models.queries import NoQuery
 from gateway.models.sessions import Session, SessionId, SessionView
+from gateway.services import origin
 from gateway.services.access import Access, Pass
 from gateway.services.admitted import admit
+from gateway.services.audit import AuditService
 from gateway.services.channels import ChannelService
 from gateway.services.contents import ContentsService
 from gateway.services.executions import ExecutionService
@@ -143,6 +144,7 @@ class Services:
     snapshots: SnapshotService
     idempotency: IdempotencyService
     recorder: Recorder
+    audit: AuditService
     metrics: Metrics
 
 
@@ -151,7 +153,8 @@ class Operation:
     """What a method of a route takes, gives and needs; the OpenAPI document and the table of rights are made of it."""
 
     summary: str
-    answer: type[BaseModel] | str | tuple[str, ...] | None = None  # a model, media types, or nothing that has a shape
+    # A model, media types, either or, or nothing that has a shape.
+    answer: type[BaseModel] | str | tuple[type[BaseModel] | str, ...] | None = None
     status: int = 200
     body: type[BaseModel] | str | None = None
     query: type[BaseModel] | None = None
@@ -219,6 +222,7 @@ class ApiHandler(RequestHandler):
         self._pass: Pass | None = None
         self.who: Caller = NOBODY
         self.kept: KeptAnswer | None = None
+        self.noted: dict[str, Any] = {}  # more for the audit log: no code, output or secret
 
     def set_default_headers(self) -> None:
         self.clear_header("Server")
@@ -339,10 +343,12 @@ class ApiHandler(RequestHandler):
     async def _admit(self) -> None:
         """Raises `Unauthenticated`, `Denied`, or what an unknown session raises if this one is not the caller's."""
         operation, access = self._operation, self.services.access
+        origin.begin(self._origin)
         if operation is None or operation.needs is Need.OPEN:
             return
         token, need = self.token, operation.needs
         self.who = await access.enter(token, self.request.remote_ip or "")
+        origin.begin(self._origin)
         session: Session | None = None
         if not self.who.is_admin:
             missing: errors.GatewayError = errors.NotFound("There is nothing here.")
@@ -356,6 +362,10 @@ class ApiHandler(RequestHandler):
         if self.who.key_id is not None and token is not None:
             self._pass = Pass(token, need, session.uid if session is not None else None, self.cut_off)
             access.begin(self._pass)
+
+    @property
+    def _origin(self) -> origin.Origin:
+        return origin.Origin(self.who, self.request_id, self.request.remote_ip)
 
     def _still_may(self, level: Level, session: Session) -> None:
         self.services.access.require(self.who, level, session, errors.SessionNotFound(session.id))
@@ -544,13 +554,12 @@ class ApiHandler(RequestHandler):
         metrics.requests.labels(counted_as, self._route, str(status)).inc()
         metrics.request_seconds.labels(self._route).observe(time.perf_counter() - self._began)
         if method not in ("GET", "HEAD", "OPTIONS") and method in self.operations:
-            self.services.recorder.audit(
-                AuditLine(
-                    id=uuid4().hex, at=now(), actor=self.caller, action=f"{method} {self._route}",
-                    session_id=self.audited_session_id, outcome=str(status),
-                    request_id=self.request_id, remote=self.request.remote_ip,
-                )
-            )  # fmt: skip
+            self.audit(status)
+
+    def audit(self, status: int) -> None:
+        """Write down what was asked for, and how it was answered."""
+        action = f"{self.request.method} {self._route}"
+        self.services.recorder.note(action, self.audited_session_id, str(status), by=self._origin, **self.noted)
 
 
 class HostRefused(errors.Denied):

@@ -46,6 +46,7 @@ class ChannelsHandler(OfKernelHandler, WebSocketHandler):
         self.set_nodelay(True)
         session_id = self.get_query_argument("session_id", "")[:256] or None
         self.front_end = self.services.channels.attach(self.live, session_id, self.caller, self)
+        self.audit(101)
 
     def cut_off(self) -> None:
         self._cut_off = True

@@ -24,6 +24,12 @@ class OfKernelHandler(JupyterHandler):
     def no_such_session(self) -> GatewayError:
         return KernelNotFound(self.path_kwargs["kernel_id"])
 
+    @property
+    def audited_session_id(self) -> str | None:
+        """Of the session while it is here; what deletes it tells by itself."""
+        kernel_id = self.path_kwargs["kernel_id"]
+        return next((live.session.id for live in self.services.live if live.session.kernel_id == kernel_id), None)
+
 
 class KernelsHandler(JupyterHandler):
     """/jupyter/api/kernels"""

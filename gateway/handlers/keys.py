@@ -18,7 +18,9 @@ class KeysHandler(_KeysHandler):
     }
 
     async def post(self) -> None:
-        self.send(await self.services.keys.create(self.body(CreateKey), self.caller), 201)
+        made = await self.services.keys.create(self.body(CreateKey), self.caller)
+        self.noted = {"made_key_id": made.id, "name": made.name, "role": made.role}
+        self.send(made, 201)
 
     async def get(self) -> None:
         query = self.query(KeysQuery)
@@ -40,6 +42,7 @@ class KeyHandler(_KeysHandler):
 
     async def delete(self, key_id: str) -> None:
         revoked = await self.services.keys.revoke(key_id)
+        self.noted = {"revoked_key_id": revoked.id}
         assert revoked.revoked_at is not None
         self.send(KeyRevoked(id=revoked.id, revoked_at=revoked.revoked_at))
 
@@ -55,4 +58,6 @@ class RotateHandler(_KeysHandler):
     }  # fmt: skip
 
     async def post(self, key_id: str) -> None:
-        self.send(await self.services.keys.rotate(key_id, self.body(RotateKey).overlap_seconds))
+        rotated = await self.services.keys.rotate(key_id, self.body(RotateKey).overlap_seconds)
+        self.noted = {"rotated_key_id": rotated.id}
+        self.send(rotated)

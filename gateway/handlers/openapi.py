@@ -84,7 +84,8 @@ def _models(operations: Iterable[tuple[Operation, type[BaseModel]]]) -> list[tup
     found: dict[tuple[type[BaseModel], str], None] = {}
     for operation, refusal in operations:
         found[refusal, "serialization"] = None
-        answers = [(answer, "serialization") for answer in (operation.answer, *operation.also_answers.values())]
+        answered = operation.answer if isinstance(operation.answer, tuple) else (operation.answer,)
+        answers = [(answer, "serialization") for answer in (*answered, *operation.also_answers.values())]
         for part, mode in ((operation.body, "validation"), *answers):
             if isinstance(part, type):
                 found[part, mode] = None
@@ -139,12 +140,18 @@ def _responses(operation: Operation, refs: dict[Any, Any], refused: Any) -> dict
     return dict(sorted(responses.items()))
 
 
-def _content(part: type[BaseModel] | str | tuple[str, ...], mode: str, refs: dict[Any, Any]) -> dict[str, Any]:
-    if isinstance(part, type):
-        return {"application/json": {"schema": refs[part, mode]}}
-    media_types = (part,) if isinstance(part, str) else part
-    return {one: {"schema": {"type": "string"}} if one.startswith("text/") and one != "text/event-stream" else {}
-            for one in media_types}  # fmt: skip
+def _content(
+    part: type[BaseModel] | str | tuple[type[BaseModel] | str, ...], mode: str, refs: dict[Any, Any]
+) -> dict[str, Any]:
+    content: dict[str, Any] = {}
+    for one in part if isinstance(part, tuple) else (part,):
+        if isinstance(one, type):
+            content["application/json"] = {"schema": refs[one, mode]}
+        else:
+            content[one] = (
+                {"schema": {"type": "string"}} if one.startswith("text/") and one != "text/event-stream" else {}
+            )
+    return content
 
 
 def _query_parameters(query: type[BaseModel]) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ import re
 from typing import NamedTuple
 
 from gateway.handlers import (
+    audit,
     diagnostics,
     docs,
     events,
@@ -90,6 +91,7 @@ ROUTES = [
     Route("/api/keys", keys.KeysHandler),
     Route("/api/keys/{key_id}", keys.KeyHandler),
     Route("/api/keys/{key_id}/rotate", keys.RotateHandler),
+    Route("/api/audit", audit.AuditHandler),
     Route("/api/execute", executions.ExecuteHandler),
     Route("/api/kernels", diagnostics.KernelsHandler),
     Route("/api/health", diagnostics.HealthHandler),

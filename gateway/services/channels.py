@@ -8,11 +8,13 @@ import logging
 from functools import partial
 
 from gateway.errors import GatewayError
+from gateway.models.base import told
 from gateway.services.asked import AskedCell
 from gateway.services.executions import ExecutionService
 from gateway.services.front_ends import FrontEnd, Socket
 from gateway.services.live_session import LiveSession
-from gateway.services.recorder import Spawn
+from gateway.services.origin import Origin, present
+from gateway.services.recorder import Recorder, Spawn
 from gateway.services.sessions import SessionService
 from kernels.channels import Channel
 from kernels.errors import KernelGone, KernelsError
@@ -23,11 +25,15 @@ log = logging.getLogger(__name__)
 
 _UNANSWERED = frozenset(["comm_open", "comm_msg", "comm_close", "input_reply"])
 _CHANGING = frozenset(["comm_open", "comm_msg", "comm_close", "execute_request", "debug_request"])
+_NOTED = frozenset(["interrupt_request", "shutdown_request", "debug_request", "comm_open"])  # runs tell by themselves
 _OURS = "session_gateway_request"
 
 
 class ChannelService:
-    def __init__(self, sessions: SessionService, executions: ExecutionService, spawn: Spawn) -> None:
+    def __init__(
+        self, sessions: SessionService, executions: ExecutionService, recorder: Recorder, spawn: Spawn
+    ) -> None:
+        self._recorder = recorder
         self._sessions = sessions
         self._executions = executions
         self._spawn = spawn
@@ -54,6 +60,8 @@ class ChannelService:
 
     async def _receive(self, live: LiveSession, front_end: FrontEnd, channel: Channel, message: Message) -> None:
         subshell = message.header.get("subshell_id")
+        if message.type in _NOTED:
+            self._recorder.note(message.type, live.session.id, msg_id=told(message.id, 128), uid=live.uid)
         match message.type:
             case "execute_request" if channel == "shell" and subshell is None:
                 asked = AskedCell(message, front_end, live.front_ends)
@@ -105,15 +113,26 @@ class ChannelService:
                 channel, message, on_reply=partial(front_end.put, channel),
                 on_input=partial(front_end.put, "stdin"), wants_idle=runs_code,
             )  # fmt: skip
-            request.done.add_done_callback(partial(self._over, live, front_end, channel, message, runs_code))
+            request.done.add_done_callback(
+                partial(self._over, live, front_end, channel, message, present() if runs_code else None)
+            )
             live.front_ends.beside += runs_code
 
     def _over(
-        self, live: LiveSession, front_end: FrontEnd, channel: Channel, message: Message, runs_code: bool,
+        self, live: LiveSession, front_end: FrontEnd, channel: Channel, message: Message, ran_for: Origin | None,
         done: "asyncio.Future[Message]",
     ) -> None:  # fmt: skip
-        live.front_ends.beside -= runs_code
+        """`ran_for`: who has asked for a cell that ran beside the others."""
         live.touch()
+        if ran_for is not None:
+            live.front_ends.beside -= 1
+            fine = not done.cancelled() and done.exception() is None
+            status = str(done.result().content.get("status")) if fine else "died"
+            outcome = status if status in ("ok", "error") else "died"
+            self._recorder.note(
+                "run", live.session.id, outcome, by=ran_for, execution_id=told(message.id, 128), uid=live.uid,
+                source="jupyter",
+            )  # fmt: skip
         if not done.cancelled() and isinstance(error := done.exception(), KernelGone):
             self._refuse(live, front_end, channel, message, str(error), "KernelDied")
 

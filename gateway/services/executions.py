@@ -515,6 +515,7 @@ class ExecutionService:
                 live.move(State.ERROR, error.evalue if error else None, changes=changes)
         if run.on_record:
             live.outbox.execution(record)
+        self._recorder.note_run(record, run.origin)
         run.answer = RunAnswer.after(record, live.session.data, live.session.state)
         self._metrics.runs.labels(status.value).inc()
         self._metrics.run_seconds.observe((record.duration_ms or 0) / 1000)
@@ -527,6 +528,7 @@ class ExecutionService:
         run.failure = failure
         run.conclude(Status.DIED, _error(type(failure).__name__, str(failure)))
         run.record.finished_at = now()
+        self._recorder.note_run(run.record, run.origin, getattr(failure, "code", type(failure).__name__))
         if run.on_record:
             live.outbox.execution(run.record)
         run.end()

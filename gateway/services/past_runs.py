@@ -8,6 +8,8 @@ from gateway.errors import ExecutionNotFound
 from gateway.models.base import now
 from gateway.models.executions import Execution, RunError, Status
 from gateway.services.live_session import LiveSession
+from gateway.services.origin import of_old
+from gateway.services.recorder import Recorder
 from gateway.stores.base import Store
 from kernels.engine import Engine, Exit, Kept
 from kernels.journaled import PastRun, past_runs, retold
@@ -17,8 +19,9 @@ from kernels.outputs import error_of
 
 
 class PastRuns:
-    def __init__(self, settings: Settings, store: Store, engine: Engine) -> None:
+    def __init__(self, settings: Settings, store: Store, engine: Engine, recorder: Recorder) -> None:
         self._settings = settings
+        self._recorder = recorder
         self._store = store
         self._engine = engine
 
@@ -43,6 +46,7 @@ class PastRuns:
             record.status, record.finished_at = Status.INTERRUPTED, now()
             record.error = RunError(ename="GatewayStopped", evalue="The gateway stopped before this run began.")
             live.outbox.execution(record)
+            self._recorder.note_run(record, of_old(record.created_by))
         return runs[::-1]
 
     async def _without_record(self, live: LiveSession, past: PastRun) -> Execution | None:
@@ -62,7 +66,9 @@ class PastRuns:
         for lost in await self._store.list_unfinished(uid):
             error = RunError(ename="GatewayStopped", evalue=why)
             ended = {"status": Status.DIED, "error": error, "state_kept": False, "finished_at": now()}
-            await self._store.put_execution(lost.model_copy(update=ended))
+            record = lost.model_copy(update=ended)
+            await self._store.put_execution(record)
+            self._recorder.note_run(record, of_old(record.created_by))
 
     async def end_with(self, uid: str, kept: Kept) -> None:
         """End the records of runs whose kernel ended while nobody was there, with all that they had published."""
@@ -78,6 +84,7 @@ class PastRuns:
                 record.status, record.error = _told_status(told.reply, exit_)
                 record.state_kept, record.finished_at = False, now()
                 await self._store.put_execution(record)
+                self._recorder.note_run(record, of_old(record.created_by))
 
 
 def _told_status(reply: dict[str, Any] | None, exit_: Exit) -> tuple[Status, RunError | None]:

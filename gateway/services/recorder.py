@@ -14,12 +14,15 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from typing import Any, TypeVar
+from uuid import uuid4
 
 from gateway.errors import Conflict, GatewayError, NotFound, StoreAway, Unavailable
 from gateway.metrics import Metrics
 from gateway.models.audit import AuditLine
-from gateway.models.executions import Execution
+from gateway.models.base import now, told
+from gateway.models.executions import Execution, Status
 from gateway.models.sessions import Move
+from gateway.services.origin import GATEWAY, Origin, present
 from gateway.stores.base import MOST_MOVES, NO_CHANGES, SessionChanges, Store
 
 log = logging.getLogger(__name__)
@@ -55,6 +58,7 @@ class Recorder:
         self.spawn = spawn
         self.metrics = metrics
         self._audit: deque[AuditLine] = deque()
+        self._audit_lost = 0
         self._audit_hurry = asyncio.Event()
         self._audited = asyncio.Event()
         self._audited.set()
@@ -92,11 +96,41 @@ class Recorder:
         self._away = None
         self.metrics.store_up.set(1)
 
+    def note(
+        self, action: str, session_id: str | None = None, outcome: str = "ok", *, by: Origin | None = None,
+        **details: Any,
+    ) -> None:  # fmt: skip
+        """Write into the audit log what was done, by whom (the request under way, if nobody is given).
+
+        Details never hold code, outputs or secrets.
+        """
+        by = by or present()
+        self.audit(
+            AuditLine(
+                id=uuid4().hex, at=now(), actor=by.who.acts_as, key_id=by.who.key_id, agent_id=by.who.agent_id,
+                window_id=by.who.window_id, action=action, session_id=session_id and told(session_id, 128),
+                outcome=outcome, request_id=by.request_id, remote=by.remote,
+                details={name: value for name, value in details.items() if value is not None},
+            )
+        )  # fmt: skip
+
+    def note_run(self, record: Execution, by: Origin, code: str | None = None) -> None:
+        """Write down that a run has ended, and how. `code` is that of a refusal."""
+        error = record.error.ename if record.error is not None and record.status is not Status.ERROR else None
+        self.note(
+            "run", record.session_id, record.status.value, by=by, execution_id=record.id, uid=record.session_uid,
+            source=record.source, duration_ms=record.duration_ms, reason=code or error,
+        )  # fmt: skip
+
     def audit(self, line: AuditLine) -> None:
-        """Keep a line; when too many wait for the store it is dropped, and counted."""
+        """Keep a line; when too many wait for the store it is dropped, and a later line says how many were."""
         if len(self._audit) >= _MOST_AUDIT_LINES:
             self.metrics.audit_dropped.inc()
+            self._audit_lost += 1
             return
+        lost, self._audit_lost = self._audit_lost, 0
+        if lost:
+            self.note("audit.lost", outcome="error", by=GATEWAY, lines=lost)
         self._audit.append(line)
         self._begin_audit()
 

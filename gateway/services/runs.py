@@ -7,6 +7,7 @@ from typing import Any
 from gateway.models.executions import Execution, RunError, Status
 from gateway.services.asked import AskedCell
 from gateway.services.journal import Journal
+from gateway.services.origin import of_old, present
 from kernels.errors import KernelGone
 from kernels.journaled import PastRun
 from kernels.kernel import Execution as Cell
@@ -24,6 +25,7 @@ class Run:
     ) -> None:  # fmt: skip
         self.past = past  # what its kernel has told of it, when an earlier gateway has begun it
         self.asked = asked  # what a front end has sent, if one has
+        self.origin = present() if past is None else of_old(record.created_by)
         self.record = record
         self.env = env
         self.store_history = store_history

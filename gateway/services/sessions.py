@@ -215,6 +215,7 @@ class SessionService:
         )  # fmt: skip
         check_size(session)
         live = await self._live.create(session)
+        self._recorder.note("session.create", session.id, uid=session.uid)
         if start:
             self._spawn(self.start(live))
         return live.session
@@ -342,6 +343,7 @@ class SessionService:
         if active_at not in (None, live.active_at):
             raise Conflict(f"Session {session_id!r} was used just now.", session_id=session_id)
         await lasting(self._spawn, live.hibernate(reason))
+        self._recorder.note("session.hibernate", session_id)
         return live.session
 
     # Deleting
@@ -357,6 +359,7 @@ class SessionService:
         await live.outbox.flushed()
         at = (await self._store.delete_session(live.uid, now())).deleted_at
         assert at is not None
+        self._recorder.note("session.delete", live.session.id, uid=live.uid)
         live.front_ends.tell("dead")
         await live.close("The session was deleted.")
         if purge:
@@ -367,6 +370,7 @@ class SessionService:
         """Raises `BroughtBack` when it was undeleted since, `FilesStay`."""
         async with self._live.claiming(session.uid):
             await self._store.purge_session(session.uid, deleted_at)
+            self._recorder.note("session.purge", session.id, uid=session.uid)
             try:
                 await self._engine.remove(session.uid)
             except (OSError, KernelsError) as error:
@@ -394,6 +398,7 @@ class SessionService:
         """The last one deleted, of `owner` if one is given. Raises `SessionPurged`, `SessionExists` for a taken id."""
         self._live.check()
         session = await self._store.undelete_session(session_id, now(), owner)
+        self._recorder.note("session.undelete", session.id, uid=session.uid)
         return (await self._live.hold(session)).session
 
     # Looking

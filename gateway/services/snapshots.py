@@ -277,7 +277,9 @@ class SnapshotService:
         await self._check_free(child_id)
         self._live.check_room()
         snapshot = None if request.snapshot_id is None else await self._store.get_snapshot(request.snapshot_id)
-        return await self._done(self._carried(source, child_id, snapshot, request, changes, caller))
+        carried = await self._done(self._carried(source, child_id, snapshot, request, changes, caller))
+        self._recorder.note("session.create", carried.session.id, uid=carried.session.uid, parent_id=session_id)
+        return carried
 
     async def _carried(
         self, source: LiveSession, child_id: str, snapshot: Snapshot | None,

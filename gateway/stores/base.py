@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from gateway.errors import Conflict, IllegalMove, StoreAway
 from gateway.models.access import ApiKey
-from gateway.models.audit import AuditLine
+from gateway.models.audit import EVERY_LINE, AuditFilter, AuditLine, ChainedLine
 from gateway.models.executions import Execution
 from gateway.models.idempotency import KeptAnswer
 from gateway.models.pages import Page, PageRequest, SessionFilter
@@ -299,9 +299,16 @@ class Store(Protocol):
     # Audit
 
     async def append_audit(self, lines: list[AuditLine]) -> None:
-        """Append; a line whose `id` is there already is left as it is."""
+        """Append to the store's one chain, also while others do; a line whose `id` is there already is left as it is.
+
+        The first line ever is preceded by the chain's own.
+        """
         ...
 
-    def read_audit(self) -> AsyncIterator[AuditLine]:
-        """All lines, oldest first."""
+    async def list_audit(self, filter_: AuditFilter, page: PageRequest) -> Page[ChainedLine]:
+        """Newest first (`at`, then `id`)."""
+        ...
+
+    def read_audit(self, filter_: AuditFilter = EVERY_LINE) -> AsyncIterator[ChainedLine]:
+        """In the order of the chain, after what is older than it."""
         ...

@@ -16,6 +16,7 @@ from gateway.errors import Invalid
 from gateway.models.executions import Execution
 from gateway.models.sessions import Move, Session
 from gateway.stores.base import NO_CHANGES, SessionChanges
+from gateway.stores.mongo_audit import MongoAudit
 from gateway.stores.mongo_history import MongoHistory
 from gateway.stores.mongo_keys import MongoKeys
 from gateway.stores.mongo_schema import Document
@@ -38,7 +39,7 @@ _OPTIONS: dict[str, Any] = {
 }
 
 
-class MongoStore(MongoSessions, MongoSnapshots, MongoKeys, MongoHistory):
+class MongoStore(MongoSessions, MongoSnapshots, MongoKeys, MongoHistory, MongoAudit):
     """See `Store` for what each method promises. The database is the one that `uri` names, or `gateway`."""
 
     def __init__(self, uri: str, driver: Driver = "motor") -> None:

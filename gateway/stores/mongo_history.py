@@ -1,6 +1,5 @@
-"""What is written down in MongoDB: executions, kept answers, audit lines."""
+"""What is written down in MongoDB: executions, kept answers."""
 
-from collections.abc import AsyncIterator
 from datetime import datetime
 
 from bson import ObjectId
@@ -8,18 +7,16 @@ from pymongo import ASCENDING, DESCENDING
 from pymongo.errors import DuplicateKeyError
 
 from gateway.errors import ExecutionNotFound, StoreAway
-from gateway.models.audit import AuditLine
 from gateway.models.base import iso
 from gateway.models.executions import Execution
 from gateway.models.idempotency import KeptAnswer
 from gateway.models.pages import Page, PageRequest, decode, digest
 from gateway.stores.mongo_pieces import Pieces, PiecesGone
-from gateway.stores.mongo_reach import Reach, insert_missing
+from gateway.stores.mongo_reach import Reach
 from gateway.stores.mongo_schema import Document, older_than
 from gateway.stores.packing import FINISHED, Filling, load_execution_aside, pack_aside, pack_execution, rank, unpack
 from gateway.stores.paging import executions_page, offset
 
-_AUDIT_BATCH = 500
 _READS = 3
 
 
@@ -122,26 +119,6 @@ class MongoHistory(Reach):
     async def drop_answer(self, reservation: KeptAnswer) -> None:
         unanswered = {"_id": reservation.key, "created_at": iso(reservation.created_at), "status": None}
         await self._reach(lambda: self._collection("answers").delete_one(unanswered))
-
-    # Audit
-
-    async def append_audit(self, lines: list[AuditLine]) -> None:
-        documents: list[Document] = [
-            {"_id": line.id, "at": iso(line.at), "order": ObjectId(), "line": line.model_dump_json()} for line in lines
-        ]
-        await self._reach(lambda: insert_missing(self._collection("audit"), documents))
-
-    async def read_audit(self) -> AsyncIterator[AuditLine]:
-        later: Document = {}
-        while batch := await self._reach(lambda: self._audit_batch(later)):  # noqa: B023 - awaited before it changes
-            for document in batch:
-                yield AuditLine.model_validate_json(document["line"])
-            at, order = batch[-1]["at"], batch[-1]["order"]
-            later = {"at": {"$gte": at}, "$or": [{"at": {"$gt": at}}, {"order": {"$gt": order}}]}
-
-    async def _audit_batch(self, later: Document) -> list[Document]:
-        found = self._collection("audit").find(later).sort([("at", ASCENDING), ("order", ASCENDING)])
-        return await found.limit(_AUDIT_BATCH).to_list(None)
 
     @property
     def _pieces(self) -> Pieces:

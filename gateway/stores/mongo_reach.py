@@ -103,8 +103,12 @@ async def insert_missing(collection: AsyncCollection[Document], documents: list[
     try:
         await collection.insert_many(documents, ordered=False)
     except BulkWriteError as error:
-        if any(one.get("code") != _DUPLICATE_KEY for one in _problems(error)):
+        if not only_duplicates(error):
             raise
+
+
+def only_duplicates(error: BulkWriteError) -> bool:
+    return all(one.get("code") == _DUPLICATE_KEY for one in _problems(error))
 
 
 def _problems(error: BulkWriteError) -> list[Document]:

@@ -10,6 +10,7 @@ from typing import Any
 from pymongo import ASCENDING, DESCENDING, IndexModel
 from pymongo.asynchronous.database import AsyncDatabase
 
+from gateway.models.audit import ChainedLine
 from gateway.models.base import iso
 from gateway.models.labels import Operator, Requirement
 from gateway.models.pages import Position, SessionFilter
@@ -54,7 +55,15 @@ _INDEXES: dict[str, list[IndexModel]] = {
         IndexModel("made_at", expireAfterSeconds=_DAY_S, name="expiry"),
     ],
     "answers": [IndexModel("made_at", expireAfterSeconds=_DAY_S, name="expiry")],
-    "audit": [IndexModel([("at", ASCENDING), ("order", ASCENDING)], name="oldest")],
+    "audit": [
+        IndexModel("number", unique=True, partialFilterExpression={"number": {"$exists": True}}, name="number"),
+        IndexModel([("number", ASCENDING), ("order", ASCENDING)], name="chain"),
+        IndexModel([("at", DESCENDING), ("_id", DESCENDING)], name="newest"),
+        *(
+            IndexModel([(name, ASCENDING), ("at", DESCENDING), ("_id", DESCENDING)], name=name)
+            for name in ("actor", "session_id", "request_id")
+        ),
+    ],
 }
 
 
@@ -73,6 +82,9 @@ async def _complete(database: AsyncDatabase[Document]) -> None:
     async for document in database["snapshots"].find({"created_by": {"$exists": False}}):
         created_by = json.loads(document["document"])["created_by"]
         await database["snapshots"].update_one({"_id": document["_id"]}, {"$set": {"created_by": created_by}})
+    async for document in database["audit"].find({"actor": {"$exists": False}}):
+        searched = ChainedLine(json.loads(document["line"])).searched
+        await database["audit"].update_one({"_id": document["_id"]}, {"$set": searched})
 
 
 def session_document(session: Session) -> Document:

@@ -25,7 +25,7 @@ from gateway.errors import (
     SnapshotNotFound,
 )
 from gateway.models.access import ApiKey
-from gateway.models.audit import AuditLine
+from gateway.models.audit import EVERY_LINE, AuditFilter, AuditLine, ChainedLine
 from gateway.models.base import iso
 from gateway.models.executions import Execution
 from gateway.models.idempotency import KeptAnswer
@@ -52,6 +52,7 @@ from gateway.stores.packing import (
     unpack,
 )
 from gateway.stores.paging import AFTER_ALL, cut, executions_page, offset
+from gateway.stores.sqlite_audit import append_audit, audit_after, list_audit
 from gateway.stores.sqlite_keys import (
     ANY_KEY,
     GET_KEY,
@@ -70,7 +71,6 @@ from gateway.stores.sqlite_writer import Work, Writer, translated
 
 Result = TypeVar("Result")
 
-_AUDIT_BATCH = 500
 _POINT_READ_TIMEOUT_S = 0.1  # on the event loop: readers of a WAL file practically never wait
 
 
@@ -436,19 +436,19 @@ class SqliteStore:
     # Audit
 
     async def append_audit(self, lines: list[AuditLine]) -> None:
-        values = [(line.id, iso(line.at), line.model_dump_json()) for line in lines]
-        await self._write(
-            lambda connection: connection.executemany(
-                "INSERT INTO audit (id, at, line) VALUES (?, ?, ?) ON CONFLICT DO NOTHING", values
-            )
-        )
+        await self._write(lambda connection: append_audit(connection, lines))
 
-    async def read_audit(self) -> AsyncIterator[AuditLine]:
-        last = ("", 0)
-        while batch := await self._scan(partial(_audit_after, last)):
-            for _, _, line in batch:
-                yield AuditLine.model_validate_json(line)
-            last = batch[-1][:2]
+    async def list_audit(self, filter_: AuditFilter, page: PageRequest) -> Page[ChainedLine]:
+        return await self._scan(lambda connection: list_audit(connection, filter_, page))
+
+    async def read_audit(self, filter_: AuditFilter = EVERY_LINE) -> AsyncIterator[ChainedLine]:
+        last = 0
+        while True:
+            lines, last = await self._scan(partial(audit_after, filter_=filter_, number=last))
+            if not lines:
+                return
+            for line in lines:
+                yield line
 
     # The three ways to the file
 
@@ -504,13 +504,6 @@ def _keep(connection: sqlite3.Connection, answer: KeptAnswer, body: bytes) -> No
         " VALUES (?, ?, ?, ?, ?, ?)",
         (answer.key, answer.request_digest, iso(answer.created_at), answer.status, answer.content_type, body),
     )
-
-
-def _audit_after(last: tuple[str, int], connection: sqlite3.Connection) -> list[tuple[str, int, str]]:
-    return connection.execute(
-        "SELECT at, number, line FROM audit WHERE (at, number) > (?, ?) ORDER BY at, number LIMIT ?",
-        (*last, _AUDIT_BATCH),
-    ).fetchall()
 
 
 _ANSWER_FIELDS = ("key", "request_digest", "created_at", "status", "content_type", "body")

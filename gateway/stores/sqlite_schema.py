@@ -120,6 +120,23 @@ _MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX snapshots_brought_in ON snapshots"
         " (json_extract(document, '$.created_by'), created_at DESC, id DESC) WHERE loose = 1",
     ),
+    # After those of keys, and of agents: the chain of audit lines (`sequence` is null for what is older), which only
+    # grows.
+    (
+        "ALTER TABLE audit ADD COLUMN sequence INTEGER",
+        "ALTER TABLE audit ADD COLUMN previous TEXT",
+        "ALTER TABLE audit ADD COLUMN hash TEXT",
+        "CREATE UNIQUE INDEX audit_sequence ON audit (sequence) WHERE sequence IS NOT NULL",
+        "DROP INDEX audit_oldest",
+        "CREATE INDEX audit_newest ON audit (at DESC, id DESC)",
+        "CREATE INDEX audit_actor ON audit (json_extract(line, '$.actor'), at DESC, id DESC)",
+        "CREATE INDEX audit_session ON audit (json_extract(line, '$.session_id'), at DESC, id DESC)",
+        "CREATE INDEX audit_request ON audit (json_extract(line, '$.request_id'), at DESC, id DESC)",
+        "CREATE TRIGGER audit_is_not_changed BEFORE UPDATE ON audit"
+        " BEGIN SELECT RAISE(ABORT, 'audit lines are never changed'); END",
+        "CREATE TRIGGER audit_is_not_deleted BEFORE DELETE ON audit"
+        " BEGIN SELECT RAISE(ABORT, 'audit lines are never deleted'); END",
+    ),
 )
 
 

@@ -121,7 +121,14 @@ async def test_audit_lines_are_all_written_when_the_store_is_back(
         store.away = False
         await recorder.audit_flushed()
 
-        assert [one.id async for one in store.read_audit()] == [f"a{number}" for number in range(11)]
+        recorder.audit(line(15))
+        await recorder.audit_flushed()
+
+        begin, *lines = [one.line async for one in store.read_audit()]
+        *kept, lost, last = lines
+        assert begin.action == "audit.begin"
+        assert [one.id for one in kept] == [f"a{number}" for number in range(11)]
+        assert (lost.action, lost.details, last.id) == ("audit.lost", {"lines": 4}, "a15")
         assert b"gateway_audit_lines_dropped_total 4.0" in recorder.metrics.text()
 
 
