@@ -261,14 +261,15 @@ async def test_an_id_of_another_is_neither_run_in_nor_made(world: World) -> None
     eve = world.apis["eve"]
     before = await world.keyed.root.get(f"/api/sessions/{ALICES}/history")
 
-    for method, path, body in [
+    calls: list[tuple[str, str, dict[str, Any]]] = [
         ("POST", f"/api/sessions/{ALICES}/run", {"json": {"code": "1"}}),
         ("POST", f"/api/sessions/{ALICES}/stream", {"json": {"code": "1"}}),
         ("PUT", f"/api/sessions/{ALICES}/files/a", {"content": b"x"}),
         ("PUT", f"/api/sessions/{ALICES}/archive", {"content": b"x"}),
         ("POST", f"/api/sessions/{ALICES}/notebook", {"json": {"cells": []}}),
         ("PUT", f"/jupyter/api/contents/{ALICES}/a", {"json": {"type": "file", "format": "text", "content": "x"}}),
-    ]:
+    ]
+    for method, path, body in calls:
         refused = await eve.call(method, path, expect=404, **body)
         assert refused["code"] == "session_not_found", (path, refused)
     await eve.post("/api/sessions", {"session_id": ALICES}, 409)

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -65,8 +66,8 @@ mutations = st.sampled_from(
 )
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_nothing_but_the_key_itself_is_taken_for_it(
-    tmp_path: Path, tokens: list[str], changes: list, remote: str
-) -> None:  # type: ignore[type-arg]
+    tmp_path: Path, tokens: list[str], changes: list[Any], remote: str
+) -> None:
     async def attack() -> None:
         store = SqliteStore(tmp_path / "keys.sqlite")
         async with store.opened():
