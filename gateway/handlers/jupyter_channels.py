@@ -14,6 +14,7 @@ from gateway.services.front_ends import FrontEnd
 from gateway.services.live_session import LiveSession
 from kernels.messages import BadMessage
 
+_SWITCHED = 101
 _CODE_UNREADABLE, _CODE_NOT_ALLOWED = 1007, 4401
 
 
@@ -61,6 +62,13 @@ class ChannelsHandler(OfKernelHandler, WebSocketHandler):
             self.close(_CODE_UNREADABLE, str(error)[:120])
             return
         await self.services.channels.receive(self.live, self.front_end, channel, asked)
+
+    def on_finish(self) -> None:
+        """Tornado calls this when the socket is open: what follows it is still watched."""
+        watched = self._pass if self.get_status() == _SWITCHED else None
+        super().on_finish()
+        if watched is not None:
+            self.services.access.begin(watched)
 
     def on_close(self) -> None:
         self._leave()

@@ -118,7 +118,8 @@ _MIGRATIONS: tuple[tuple[str, ...], ...] = (
         " FROM sessions, json_each(sessions.document, '$.agents') AS agent",
         "ALTER TABLE purged ADD COLUMN created_by TEXT",
         "CREATE INDEX snapshots_brought_in ON snapshots"
-        " (json_extract(document, '$.created_by'), created_at DESC, id DESC) WHERE loose = 1",
+        " (json_extract(document, '$.created_by'), created_at DESC, id DESC)"
+        " WHERE loose = 1 AND json_extract(document, '$.created_by') > ''",  # which tells it from the index above
     ),
     # After those of keys, and of agents: the chain of audit lines (`sequence` is null for what is older), which only
     # grows.

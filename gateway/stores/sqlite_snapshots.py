@@ -8,6 +8,8 @@ from gateway.models.pages import Page, PageRequest, Position, decode, digest
 from gateway.models.snapshots import Snapshot
 from gateway.stores.paging import AFTER_ALL, cut, offset
 
+_CREATED_BY = "json_extract(document, '$.created_by')"
+
 
 def insert_snapshot(connection: sqlite3.Connection, snapshot: Snapshot) -> None:
     connection.execute(
@@ -36,7 +38,8 @@ def list_snapshots(
     # Written out, "loose = 1" lets SQLite use the index that holds only those.
     wanted, values = ("place = ?", (place,)) if place is not None else ("loose = 1", ())
     if place is None and created_by is not None:
-        wanted, values = "loose = 1 AND json_extract(document, '$.created_by') = ?", (created_by,)
+        wanted = f"loose = 1 AND {_CREATED_BY} > '' AND {_CREATED_BY} = ?"
+        values = (created_by,)
     (total_count,) = connection.execute(f"SELECT count(*) FROM snapshots WHERE {wanted}", values).fetchone()  # noqa: S608 - one of those above
     rows = connection.execute(
         f"SELECT document FROM snapshots WHERE {wanted} AND (created_at, id) < (?, ?)"  # noqa: S608 - as above
