@@ -40,6 +40,7 @@ from gateway.services.idempotency import IdempotencyService
 from gateway.services.introspection import IntrospectionService
 from gateway.services.jupyter import JupyterService
 from gateway.services.keys import KeyService
+from gateway.services.limits import Limits
 from gateway.services.live import Live
 from gateway.services.live_session import Tools
 from gateway.services.notebooks import NotebookService
@@ -319,8 +320,9 @@ def _services(
         )
     )  # fmt: skip
     sessions = SessionService(settings, store, engine, live, recorder, background.spawn)
+    limits = Limits(settings)
     executions = ExecutionService(
-        settings, store, live, sessions, recorder, background.spawn, metrics, engine, past
+        settings, store, live, sessions, recorder, background.spawn, metrics, engine, past, limits
     )  # fmt: skip
     snapshots = SnapshotService(settings, store, engine, live, sessions, vault, recorder, background.spawn)
     series = SeriesService(settings, executions, background.spawn)
@@ -333,6 +335,7 @@ def _services(
         live=live,
         keys=keys,
         access=access,
+        limits=limits,
         sessions=sessions,
         executions=executions,
         channels=channels,

@@ -137,6 +137,17 @@ class Settings(BaseSettings):
     journal_limit_bytes: Annotated[int, Field(ge=MEBI)] = Field(
         default=64 * MEBI, description="what is kept on disk of what a kernel published, for the next gateway to tell"
     )
+    requests_per_second: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="of one key that has no limit of its own, on this gateway; more are refused"
+    )
+    requests_burst: Annotated[int, Field(ge=1)] | None = Field(default=None, description="how many may come at once")
+    session_runs_per_second: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="runs that one session takes, Jupyter cells included; more are refused"
+    )
+    session_runs_burst: Annotated[int, Field(ge=1)] | None = None
+    quota_sessions: Annotated[int, Field(ge=0)] | None = Field(
+        default=None, description="live sessions that one caller may own, over all gateways on the store"
+    )
     queue_limit: Annotated[int, Field(ge=1)] = Field(default=1000, description="runs that wait for one session")
     live_limit: Annotated[int, Field(ge=1)] = Field(
         default_factory=_kernels_that_fit,

@@ -130,6 +130,13 @@ class SessionHeld(Conflict):
         )
 
 
+class QuotaExceeded(Exhausted):
+    code = "quota_exceeded"
+
+    def __init__(self, owner: str, most: int) -> None:
+        super().__init__(f"{owner!r} may have {most} sessions at once.", retry_after_s=10, quota="sessions", limit=most)
+
+
 class ExecutionNotFound(NotFound):
     code = "execution_not_found"
 

@@ -43,6 +43,7 @@ from gateway.services.idempotency import IdempotencyService, full_key
 from gateway.services.introspection import IntrospectionService
 from gateway.services.jupyter import JupyterService
 from gateway.services.keys import KeyService
+from gateway.services.limits import Limits
 from gateway.services.live import Live
 from gateway.services.notebooks import NotebookService
 from gateway.services.recorder import Recorder
@@ -132,6 +133,7 @@ class Services:
     live: Live
     keys: KeyService
     access: Access
+    limits: Limits
     sessions: SessionService
     executions: ExecutionService
     contents: ContentsService
@@ -349,6 +351,7 @@ class ApiHandler(RequestHandler):
         token, need = self.token, operation.needs
         self.who = await access.enter(token, self.request.remote_ip or "")
         origin.begin(self._origin)
+        self.services.limits.check_request(self.who)
         session: Session | None = None
         if not self.who.is_admin:
             missing: errors.GatewayError = errors.NotFound("There is nothing here.")

@@ -13,7 +13,7 @@ from gateway.models.executions import (
     RunAnswer,
     RunRequest,
 )  # fmt: skip
-from gateway.models.queries import NoQuery, PageQuery, Success
+from gateway.models.queries import HistoryQuery, NoQuery, PageQuery, Success
 
 
 class RunHandler(ApiHandler):
@@ -66,12 +66,21 @@ class HistoryHandler(ApiHandler):
     """/api/sessions/{session_id}/history"""
 
     operations = {
-        "GET": Operation("Every run: code, outputs, times, who", HistoryList, query=PageQuery, needs=Need.READ)
+        "GET": Operation(
+            "Every run: code, outputs, times, who; for admins also of a deleted session",
+            HistoryList,
+            query=HistoryQuery,
+            needs=Need.READ,
+        )
     }
 
     async def get(self, session_id: str) -> None:
-        page = self.query(PageQuery).page_request
-        self.send(await self.services.executions.history(self.session_id(session_id), page))
+        query = self.query(HistoryQuery)
+        if query.include_deleted:
+            self.services.access.check_admin(self.who)
+        history = self.services.executions.history
+        found = await history(self.session_id(session_id), query.page_request, include_deleted=query.include_deleted)
+        self.send(found)
 
 
 class ExecutionHandler(ApiHandler):

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from gateway.errors import SessionNotFound
 from gateway.handlers.base import ApiHandler, Operation
 from gateway.models.access import Grants, Need
 from gateway.models.executions import RestartRequest
@@ -74,7 +75,10 @@ class SessionHandler(ApiHandler):
             "Change a session; maps that are named are merged", SessionView, body=MergeSession, needs=Need.WRITE
         ),
         "DELETE": Operation(
-            "Stop and delete a session; `purge` removes it for good", Deleted, query=DeleteQuery, needs=Need.OWN
+            "Stop and delete a session; `purge` removes it for good, for admins also one that is deleted",
+            Deleted,
+            query=DeleteQuery,
+            needs=Need.OWN,
         ),
     }
 
@@ -92,8 +96,14 @@ class SessionHandler(ApiHandler):
         self.send(self.view(session))
 
     async def delete(self, session_id: str) -> None:
-        purge = self.query(DeleteQuery).purge
-        self.send(await self.services.sessions.delete(self.session_id(session_id), purge=purge))
+        purge, sessions, session_id = self.query(DeleteQuery).purge, self.services.sessions, self.session_id(session_id)
+        try:
+            deleted = await sessions.delete(session_id, purge=purge)
+        except SessionNotFound:
+            if not (purge and self.who.is_admin):
+                raise
+            deleted = await sessions.purge_deleted(session_id)
+        self.send(deleted)
 
 
 class UndeleteHandler(ApiHandler):

@@ -74,6 +74,15 @@ _LEVELS = {
 
 
 @dataclass(frozen=True, slots=True)
+class KeyLimits:
+    """What a key has of its own; None is the gateway's setting."""
+
+    requests_per_second: float | None = None
+    burst: int | None = None
+    sessions: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Caller:
     """Who is asking: a key, and the agent on whose behalf, inside a window when `window_id` is given."""
 
@@ -82,6 +91,7 @@ class Caller:
     key_id: str | None = None
     agent_id: str | None = None
     window_id: str | None = None
+    limits: KeyLimits = KeyLimits()
 
     @property
     def acts_as(self) -> str:
@@ -150,10 +160,14 @@ class ApiKey(BaseModel):
     rotated_at: Utc | None = None
     revoked_at: Utc | None = None
     last_used_at: Utc | None = None
+    requests_per_second: float | None = None
+    burst: int | None = None
+    most_sessions: int | None = None
 
     @property
     def caller(self) -> Caller:
-        return Caller(self.name, self.role, self.id, self.agent_id)
+        limits = KeyLimits(self.requests_per_second, self.burst, self.most_sessions)
+        return Caller(self.name, self.role, self.id, self.agent_id, limits=limits)
 
     def is_expired(self, at: datetime) -> bool:
         return self.expires_at is not None and self.expires_at <= at
@@ -161,13 +175,20 @@ class ApiKey(BaseModel):
 
 class CreateKey(Request):
     """`name` is who it is for: keys of one name are one caller, with the same sessions. `agent_id` goes with the role
-    `agent`, and is the name when it is left out."""
+    `agent`, and is the name when it is left out.
+
+    `requests_per_second`, after a `burst`: of this key. `most_sessions`: that its name may own at once, as far as they
+    are made with this key. Left out, the gateway's settings hold.
+    """
 
     name: KeyName
     role: Role = Role.USER
     agent_id: AgentId | None = None
     expires_at: Utc | None = None
     expires_in_seconds: Annotated[float, Field(gt=0, le=10 * 31_536_000)] | None = None
+    requests_per_second: Annotated[float, Field(gt=0, le=1_000_000)] | None = None
+    burst: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    most_sessions: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
@@ -203,6 +224,9 @@ class KeyView(Answer):
     former_until: Utc | None
     revoked_at: Utc | None
     last_used_at: Utc | None
+    requests_per_second: float | None
+    burst: int | None
+    most_sessions: int | None
 
     @classmethod
     def of(cls, key: ApiKey) -> Self:

@@ -60,6 +60,12 @@ class DeleteManyQuery(_LabelQuery):
         return SessionFilter(labels=self._requirements())
 
 
+class HistoryQuery(PageQuery):
+    """`include_deleted` is for admins: of the last session of this id that was deleted, if none lives."""
+
+    include_deleted: bool = False
+
+
 class KeysQuery(PageQuery):
     include_revoked: bool = False
 

@@ -121,6 +121,10 @@ class Access:
                 f"{who.acts_as!r} may {_DOES[has]} this session, not {_DOES[level]} it.", needs=level.name.lower()
             )
 
+    def check_admin(self, who: Caller) -> None:
+        if not who.is_admin:
+            raise Denied("This needs a key of the role admin.", role=who.role)
+
     def may_make(self, who: Caller) -> bool:
         return who.role is not Role.VIEWER
 

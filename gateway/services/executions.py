@@ -45,6 +45,7 @@ from gateway.models.pages import PageRequest
 from gateway.models.sessions import CreateSession
 from gateway.services.asked import AskedCell
 from gateway.services.front_ends import FrontEnd
+from gateway.services.limits import Limits
 from gateway.services.live import Live
 from gateway.services.live_session import LiveSession
 from gateway.services.past_runs import PastRuns
@@ -73,8 +74,9 @@ _REMEMBERED_BYTES = 32 * 2**20
 class ExecutionService:
     def __init__(
         self, settings: Settings, store: Store, live: Live, sessions: SessionService, recorder: Recorder,
-        spawn: Spawn, metrics: Metrics, engine: Engine, past: PastRuns,
+        spawn: Spawn, metrics: Metrics, engine: Engine, past: PastRuns, limits: Limits,
     ) -> None:  # fmt: skip
+        self._limits = limits
         self._settings = settings
         self._store = store
         self._engine = engine
@@ -185,6 +187,7 @@ class ExecutionService:
     ) -> Run:
         if self._live.stopping:
             raise Stopping()
+        self._limits.check_run(live.uid)
         code = request.code if request.code is not None else live.session.code
         if code is None:
             raise Invalid("code: there is none in the request and none stored in the session.", field="code")
@@ -249,6 +252,7 @@ class ExecutionService:
             self._recorder.check()
             if self._live.stopping:
                 raise Stopping()
+            self._limits.check_run(live.uid)
             self._queue(live, run)
         except GatewayError as error:
             asked.conclude(type(error).__name__, error.sentence)
@@ -544,15 +548,19 @@ class ExecutionService:
             return ExecutionView.of(run.record)
         return ExecutionView.of(await self._store.get_execution(uid, execution_id))
 
-    async def list(self, session_id: str, page: PageRequest) -> ExecutionList:
-        found = await self._store.list_executions(await self._sessions.uid_of(session_id), page)
+    async def list(self, session_id: str, page: PageRequest, *, include_deleted: bool = False) -> ExecutionList:
+        uid = await (self._sessions.uid_of_last if include_deleted else self._sessions.uid_of)(session_id)
+        if include_deleted:
+            self._recorder.note("history.read", session_id, uid=uid)
+        found = await self._store.list_executions(uid, page)
         return ExecutionList(
             executions=[ExecutionView.of(one) for one in found.items],
             count=len(found.items), total_count=found.total_count, next_token=found.next_token,
         )  # fmt: skip
 
-    async def history(self, session_id: str, page: PageRequest) -> HistoryList:
-        found = await self.list(session_id, page)
+    async def history(self, session_id: str, page: PageRequest, *, include_deleted: bool = False) -> HistoryList:
+        """`include_deleted`: of one that was deleted, if none lives; that is for audit, and is noted there."""
+        found = await self.list(session_id, page, include_deleted=include_deleted)
         return HistoryList(history=found.executions, **found.model_dump(exclude={"executions"}))
 
     # Ending early

@@ -73,6 +73,7 @@ class KeyService:
         key = ApiKey(
             id=f"key_{number}", name=request.name, role=request.role, agent_id=agent_id, secret_hash=hashed(secret),
             created_at=at, created_by=created_by, expires_at=request.expiry(at),
+            **request.model_dump(include={"requests_per_second", "burst", "most_sessions"}),
         )  # fmt: skip
         await self._store.create_key(key)
         self._any = None

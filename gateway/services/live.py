@@ -14,6 +14,7 @@ from gateway.errors import Exhausted, GatewayError, NoRoom, Stopping, Unavailabl
 from gateway.models.base import now
 from gateway.models.sessions import Session
 from gateway.services.admitted import admitted
+from gateway.services.limits import most_sessions
 from gateway.services.live_session import Copy, LiveSession, Tools
 from gateway.services.runs import Run
 from kernels.engine import Kept
@@ -121,7 +122,7 @@ class Live:
         """
         session = session.model_copy(update={"holder": self._tools.settings.gateway_id})
         async with self.claiming(session.uid):
-            await self._tools.store.create_session(session)
+            await self._tools.store.create_session(session, most_sessions(self._tools.settings))
             if self.stopping:
                 raise Stopping()
             live = self._add(session)

@@ -16,6 +16,7 @@ from gateway.errors import (
     Invalid,
     NoRoom,
     NotFound,
+    QuotaExceeded,
     SessionExists,
     SessionHeld,
     SessionNotFound,
@@ -38,6 +39,7 @@ from gateway.models.sessions import (
 )  # fmt: skip
 from gateway.services.admitted import admitted
 from gateway.services.lasting import lasting
+from gateway.services.limits import most_sessions
 from gateway.services.live import Live
 from gateway.services.live_session import LiveSession
 from gateway.services.recorder import Recorder, Spawn
@@ -348,6 +350,21 @@ class SessionService:
 
     # Deleting
 
+    async def purge_deleted(self, session_id: str) -> Deleted:
+        """Remove for good the last one of this id that was deleted. Raises `SessionNotFound`, `BroughtBack`."""
+        self._recorder.check()
+        session = await self._store.get_deleted_session(session_id)
+        assert session.deleted_at is not None
+        await lasting(self._spawn, self._purge(session, session.deleted_at))
+        return Deleted(id=session.id, deleted_at=session.deleted_at)
+
+    async def uid_of_last(self, session_id: str) -> str:
+        """The uid of a session, or of the last one of this id that was deleted. Raises `SessionNotFound`."""
+        try:
+            return await self.uid_of(session_id)
+        except SessionNotFound:
+            return (await self._store.get_deleted_session(session_id)).uid
+
     async def delete(self, session_id: str, *, purge: bool = False) -> Deleted:
         """Stop the kernel and soft-delete, also if the caller leaves; `purge` removes files and document for good."""
         self._recorder.check()
@@ -397,9 +414,17 @@ class SessionService:
     async def undelete(self, session_id: str, owner: str | None = None) -> Session:
         """The last one deleted, of `owner` if one is given. Raises `SessionPurged`, `SessionExists` for a taken id."""
         self._live.check()
+        await self._check_quota(owner)
         session = await self._store.undelete_session(session_id, now(), owner)
         self._recorder.note("session.undelete", session.id, uid=session.uid)
         return (await self._live.hold(session)).session
+
+    async def _check_quota(self, owner: str | None) -> None:
+        most = most_sessions(self._settings)
+        if owner is not None and most is not None:
+            owned = await self._store.list_sessions(SessionFilter(created_by=owner), PageRequest(1))
+            if owned.total_count >= most:
+                raise QuotaExceeded(owner, most)
 
     # Looking
 

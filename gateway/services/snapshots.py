@@ -35,6 +35,7 @@ from gateway.models.snapshots import (
 )  # fmt: skip
 from gateway.models.unsaved import UnsavedVariable
 from gateway.services.lasting import lasting
+from gateway.services.limits import most_sessions
 from gateway.services.live import Live
 from gateway.services.live_session import Copy, LiveSession
 from gateway.services.recorder import Recorder, Spawn
@@ -380,7 +381,7 @@ class SnapshotService:
         with self._vault.using(snapshot.id), self._vault.using(copy_id), self._unborn.making(uid, child_id) as made:
             try:
                 child = await self._fill(source.uid, snapshot, copy_id, child, request.files)
-                await self._recorder.write(partial(self._store.create_session, child))
+                await self._recorder.write(partial(self._store.create_session, child, most_sessions(self._settings)))
             except Exception:  # not when it is cancelled: then nobody knows what the store has heard
                 with contextlib.suppress(GatewayError):  # nobody will find it without its session
                     await self._store.delete_snapshot(copy_id)

@@ -122,8 +122,15 @@ class Store(Protocol):
 
     # Sessions
 
-    async def create_session(self, session: Session) -> None:
-        """Keep a new session and its first move. Raises `SessionExists` if a live one has its id."""
+    async def create_session(self, session: Session, most: int | None = None) -> None:
+        """Keep a new session and its first move. Raises `SessionExists` if a live one has its id.
+
+        Raises `QuotaExceeded` if its owner has `most` live sessions already, whoever else makes one at the same time.
+        """
+        ...
+
+    async def get_deleted_session(self, session_id: str) -> Session:
+        """The one of this id that was deleted last. Raises `SessionNotFound`, also for one that was purged."""
         ...
 
     async def get_session(self, session_id: str) -> Session:

@@ -7,13 +7,13 @@ line are one write; they are copied to `moves` some at a time.
 
 from collections.abc import Sequence
 from contextlib import suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from bson import ObjectId
 from pymongo import DESCENDING, ReturnDocument
 from pymongo.errors import DuplicateKeyError
 
-from gateway.errors import SessionExists, SessionHeld, SessionNotFound, SessionPurged, StoreAway
+from gateway.errors import QuotaExceeded, SessionExists, SessionHeld, SessionNotFound, SessionPurged, StoreAway
 from gateway.models.base import iso
 from gateway.models.pages import Page, PageRequest, Position, SessionFilter, decode, digest
 from gateway.models.sessions import Move, Session
@@ -42,23 +42,49 @@ from gateway.stores.paging import AFTER_ALL, cut, offset
 
 _COPIED_AT_ONCE = MOST_MOVES
 _REMEMBERED = 2 * _COPIED_AT_ONCE  # attempts and moves that a document carries
+_UNBORN = "unborn"  # `live` of a session that is not yet known to be within its owner's quota
+_UNBORN_S = 60
 _NEWEST = [("created_at", DESCENDING), ("_id", DESCENDING)]
 
 
 class MongoSessions(Reach):
-    async def create_session(self, session: Session) -> None:
+    async def create_session(self, session: Session, most: int | None = None) -> None:
         move = _move(None, session.state, session.state_reason, session.created_at)
         document = session_document(session) | {"attempts": [], "move_count": 1, "last_moves": [move]}
 
         async def work() -> None:
             sessions = self._collection("sessions")
             try:
-                await sessions.insert_one(document)
+                if most is None:
+                    await sessions.insert_one(document)
+                else:
+                    await self._create_within(document, most)
             except DuplicateKeyError:
                 if not await sessions.find_one({"_id": session.uid}, {"_id": 1}):
                     raise SessionExists(session.id) from None
 
         await self._reach(work)
+
+    async def _create_within(self, document: Document, most: int) -> None:
+        """Put it where nobody sees it, then count: of two gateways that do so at once, at least one sees the other.
+
+        At the last place both may be refused; never are there more than `most`. Raises `DuplicateKeyError`.
+        """
+        sessions, uid, owner = self._collection("sessions"), document["_id"], document["created_by"]
+        unborn = {"_id": uid, "live": _UNBORN}
+        begun_at = ObjectId()
+        left_by_a_crash = {"created_by": owner, "live": _UNBORN, "begun_at": {"$lt": _long_before(begun_at)}}
+        await sessions.delete_many(left_by_a_crash)
+        with suppress(DuplicateKeyError):  # it was put there by this very call, whose answer got lost
+            await sessions.insert_one(document | {"live": _UNBORN, "begun_at": begun_at})
+        try:
+            owned = await sessions.count_documents({"created_by": owner, "live": {"$in": [True, _UNBORN]}})
+            if owned > most and await sessions.find_one(unborn, {"_id": 1}):
+                raise QuotaExceeded(owner, most)
+            await sessions.update_one(unborn, {"$set": {"live": True}, "$unset": {"begun_at": ""}})
+        except (QuotaExceeded, DuplicateKeyError):
+            await sessions.delete_one(unborn)
+            raise
 
     async def get_session(self, session_id: str) -> Session:
         document = await self._reach(lambda: self._collection("sessions").find_one({"id": session_id, "live": True}))
@@ -70,6 +96,13 @@ class MongoSessions(Reach):
         document = await self._reach(lambda: self._collection("sessions").find_one({"_id": uid, "live": True}))
         if document is None:
             raise SessionNotFound(uid)
+        return load_session(document)
+
+    async def get_deleted_session(self, session_id: str) -> Session:
+        wanted, newest = {"id": session_id, "live": False}, [("deleted_at", DESCENDING)]
+        document = await self._reach(lambda: self._collection("sessions").find_one(wanted, sort=newest))
+        if document is None:
+            raise SessionNotFound(session_id)
         return load_session(document)
 
     async def list_sessions(self, filter_: SessionFilter, page: PageRequest) -> Page[Session]:
@@ -297,3 +330,7 @@ class MongoSessions(Reach):
 
 def _move(before: State | None, after: State, reason: str | None, at: datetime) -> Document:
     return {"before": before and before.value, "after": after.value, "reason": reason, "at": iso(at)}
+
+
+def _long_before(moment: ObjectId) -> ObjectId:
+    return ObjectId.from_datetime(moment.generation_time - timedelta(seconds=_UNBORN_S))

@@ -64,7 +64,7 @@ from gateway.stores.sqlite_keys import (
     touch_key,
 )
 from gateway.stores.sqlite_queries import SessionQuery
-from gateway.stores.sqlite_rows import insert_session, live_session, live_uid, replace_session, write_move
+from gateway.stores.sqlite_rows import check_quota, insert_session, live_session, live_uid, replace_session, write_move
 from gateway.stores.sqlite_schema import connect_reader, connect_writer
 from gateway.stores.sqlite_snapshots import delete_snapshot, insert_snapshot, list_snapshots
 from gateway.stores.sqlite_writer import Work, Writer, translated
@@ -106,12 +106,13 @@ class SqliteStore:
 
     # Sessions
 
-    async def create_session(self, session: Session) -> None:
+    async def create_session(self, session: Session, most: int | None = None) -> None:
         def work(connection: sqlite3.Connection) -> None:
             if connection.execute("SELECT 1 FROM sessions WHERE uid = ?", (session.uid,)).fetchone():
                 return  # asked for again by a caller that never heard the first answer
             if live_uid(connection, session.id):
                 raise SessionExists(session.id)
+            check_quota(connection, session, most)
             insert_session(connection, session)
             write_move(connection, session.uid, None, session.state, session.state_reason, session.created_at)
 
@@ -127,6 +128,14 @@ class SqliteStore:
         row = self._point("SELECT document FROM sessions WHERE uid = ? AND live = 1", uid)
         if row is None:
             raise SessionNotFound(uid)
+        return Session.model_validate_json(row[0])
+
+    async def get_deleted_session(self, session_id: str) -> Session:
+        row = self._point(
+            "SELECT document FROM sessions WHERE id = ? AND live = 0 ORDER BY deleted_at DESC LIMIT 1", session_id
+        )
+        if row is None:
+            raise SessionNotFound(session_id)
         return Session.model_validate_json(row[0])
 
     async def list_sessions(self, filter_: SessionFilter, page: PageRequest) -> Page[Session]:

@@ -4,7 +4,7 @@ import sqlite3
 from datetime import datetime
 from typing import Any
 
-from gateway.errors import SessionNotFound
+from gateway.errors import QuotaExceeded, SessionNotFound
 from gateway.models.base import iso
 from gateway.models.sessions import Session
 from gateway.states import State
@@ -20,6 +20,17 @@ def live_session(connection: sqlite3.Connection, uid: str) -> Session:
     if row is None:
         raise SessionNotFound(uid)
     return Session.model_validate_json(row[0])
+
+
+def check_quota(connection: sqlite3.Connection, session: Session, most: int | None) -> None:
+    """Raises `QuotaExceeded` if its owner has `most` live sessions already."""
+    if most is None:
+        return
+    (owned,) = connection.execute(
+        "SELECT count(*) FROM sessions WHERE live = 1 AND created_by = ?", (session.created_by,)
+    ).fetchone()
+    if owned >= most:
+        raise QuotaExceeded(session.created_by, most)
 
 
 def insert_session(connection: sqlite3.Connection, session: Session) -> None:

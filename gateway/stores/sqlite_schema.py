@@ -122,7 +122,7 @@ _MIGRATIONS: tuple[tuple[str, ...], ...] = (
         " WHERE loose = 1 AND json_extract(document, '$.created_by') > ''",  # which tells it from the index above
     ),
     # After those of keys, and of agents: the chain of audit lines (`sequence` is null for what is older), which only
-    # grows.
+    # grows; limits of keys.
     (
         "ALTER TABLE audit ADD COLUMN sequence INTEGER",
         "ALTER TABLE audit ADD COLUMN previous TEXT",
@@ -137,6 +137,9 @@ _MIGRATIONS: tuple[tuple[str, ...], ...] = (
         " BEGIN SELECT RAISE(ABORT, 'audit lines are never changed'); END",
         "CREATE TRIGGER audit_is_not_deleted BEFORE DELETE ON audit"
         " BEGIN SELECT RAISE(ABORT, 'audit lines are never deleted'); END",
+        "ALTER TABLE api_keys ADD COLUMN requests_per_second REAL",
+        "ALTER TABLE api_keys ADD COLUMN burst INTEGER",
+        "ALTER TABLE api_keys ADD COLUMN most_sessions INTEGER",
     ),
 )
 

@@ -53,6 +53,7 @@ async def test_every_command_of_the_readme_works(tmp_path: Path) -> None:
         '"kind":"import"',
         '"isolation":{"walls":',
         "wall capabilities",
+        '"action":"run","session_id":"small","outcome":"ok"',
     ):
         assert shown in done.stdout, f"{shown} in {done.stdout}"
     assert (tmp_path / "demo.tar.zst").read_bytes().startswith(b"\x28\xb5\x2f\xfd")

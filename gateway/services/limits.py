@@ -1,0 +1,77 @@
+"""How much one caller may: requests and runs by token buckets, sessions by a quota that the store counts.
+
+Rates are this gateway's own. What must hold over all gateways on a store is counted there.
+"""
+
+import math
+import time
+from collections import OrderedDict
+
+from gateway.config import Settings
+from gateway.errors import Exhausted
+from gateway.models.access import Caller
+from gateway.services.origin import GATEWAY, present
+
+_MOST_REMEMBERED = 10_000
+
+
+class RateLimited(Exhausted):
+    code = "rate_limited"
+
+    def __init__(self, what: str, per_s: float, wait_s: float) -> None:
+        super().__init__(
+            f"Too many {what}: {per_s:g} a second are allowed.",
+            retry_after_s=max(1, math.ceil(wait_s)),
+            limit_per_second=per_s,
+        )
+
+
+class Buckets:
+    """Token buckets by name, a bounded number of them: the one longest unused is forgotten first, and is full again."""
+
+    def __init__(self, most: int = _MOST_REMEMBERED) -> None:
+        self._most = most
+        self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()  # tokens left, as of when
+
+    def __len__(self) -> int:
+        return len(self._left)
+
+    def take(self, name: str, what: str, per_s: float, burst: float) -> None:
+        """Raises `RateLimited` when there is no token; what is refused takes none."""
+        at = time.monotonic()
+        left, since = self._left.get(name, (burst, at))
+        left = min(burst, left + (at - since) * per_s)
+        if left < 1:
+            raise RateLimited(what, per_s, (1 - left) / per_s)
+        self._left[name] = (left - 1, at)
+        self._left.move_to_end(name)
+        if len(self._left) > self._most:
+            self._left.popitem(last=False)
+
+
+class Limits:
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._requests = Buckets()
+        self._runs = Buckets()
+
+    def check_request(self, who: Caller) -> None:
+        """Raises `RateLimited`: by key, whatever its secret is just now."""
+        per_s = who.limits.requests_per_second or self._settings.requests_per_second
+        if per_s is not None:
+            burst = who.limits.burst or self._settings.requests_burst or max(1.0, per_s)
+            self._requests.take(who.key_id or who.acts_as, "requests", per_s, burst)
+
+    def check_run(self, uid: str) -> None:
+        """Raises `RateLimited`: by session, whoever runs in it."""
+        per_s = self._settings.session_runs_per_second
+        if per_s is not None:
+            self._runs.take(uid, "runs in this session", per_s, self._settings.session_runs_burst or max(1.0, per_s))
+
+
+def most_sessions(settings: Settings) -> int | None:
+    """How many live sessions the caller of the request under way may own; None is any number."""
+    who = present().who
+    if who is GATEWAY.who:
+        return None
+    return who.limits.sessions if who.limits.sessions is not None else settings.quota_sessions
