@@ -22,7 +22,7 @@ class AuditHandler(ApiHandler):
 
     async def get(self) -> None:
         query = self.query(AuditQuery)
-        await self.services.recorder.audit_flushed()
+        await self.services.recorder.audit_written()
         if self._wants_lines(query):
             await self._stream(query)
         else:

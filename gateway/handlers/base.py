@@ -561,8 +561,12 @@ class ApiHandler(RequestHandler):
 
     def audit(self, status: int) -> None:
         """Write down what was asked for, and how it was answered."""
-        action = f"{self.request.method} {self._route}"
-        self.services.recorder.note(action, self.audited_session_id, str(status), by=self._origin, **self.noted)
+        action, session_id = f"{self.request.method} {self._route}", self.audited_session_id
+        try:
+            _SESSION_ID.validate_python(session_id)
+        except ValidationError:
+            session_id = None  # whatever else a path may hold
+        self.services.recorder.note(action, session_id, str(status), by=self._origin, **self.noted)
 
 
 class HostRefused(errors.Denied):

@@ -59,6 +59,7 @@ class Recorder:
         self.metrics = metrics
         self._audit: deque[AuditLine] = deque()
         self._audit_lost = 0
+        self._audit_ends = False
         self._audit_hurry = asyncio.Event()
         self._audited = asyncio.Event()
         self._audited.set()
@@ -118,7 +119,7 @@ class Recorder:
         """Write down that a run has ended, and how. `code` is that of a refusal."""
         error = record.error.ename if record.error is not None and record.status is not Status.ERROR else None
         self.note(
-            "run", record.session_id, record.status.value, by=by, execution_id=record.id, uid=record.session_uid,
+            "run", record.session_id, record.status.value, by=by, execution_id=told(record.id, 128), uid=record.session_uid,
             source=record.source, duration_ms=record.duration_ms, reason=code or error,
         )  # fmt: skip
 
@@ -141,11 +142,21 @@ class Recorder:
 
     async def audit_flushed(self, timeout_s: float = 5.0) -> None:
         """Have all lines written, as far as the store takes them within that time; later ones are written at once."""
+        self._audit_ends = True
+        await self.audit_written(timeout_s)
+
+    async def audit_written(self, timeout_s: float = 5.0) -> None:
+        """Have all lines written that there are, as far as the store takes them within that time."""
         self._audit_hurry.set()
         self._begin_audit()
-        with contextlib.suppress(TimeoutError):
+        try:
             async with asyncio.timeout(timeout_s):
                 await self._audited.wait()
+        except TimeoutError:
+            pass
+        finally:
+            if not self._audit_ends:
+                self._audit_hurry.clear()
 
     async def _write_audit(self) -> None:
         try:
