@@ -119,8 +119,8 @@ class Recorder:
         """Write down that a run has ended, and how. `code` is that of a refusal."""
         error = record.error.ename if record.error is not None and record.status is not Status.ERROR else None
         self.note(
-            "run", record.session_id, record.status.value, by=by, execution_id=told(record.id, 128), uid=record.session_uid,
-            source=record.source, duration_ms=record.duration_ms, reason=code or error,
+            "run", record.session_id, record.status.value, by=by, execution_id=told(record.id, 128),
+            uid=record.session_uid, source=record.source, duration_ms=record.duration_ms, reason=code or error,
         )  # fmt: skip
 
     def audit(self, line: AuditLine) -> None:
