@@ -14,7 +14,7 @@ from typing import Annotated, TypeVar
 import typer
 from pydantic import ValidationError
 
-from gateway.app import CannotStart, make_store, opened, tasks
+from gateway.app import CannotStart, make_store, opened
 from gateway.commands.settings import settings_of
 from gateway.config import Settings
 from gateway.errors import GatewayError
@@ -139,5 +139,5 @@ def _with_keys(
 async def _keys(settings: Settings) -> AsyncIterator[KeyService]:
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     store = make_store(settings)
-    async with opened(store, settings), tasks() as background:
-        yield KeyService(store, background.spawn)
+    async with opened(store, settings):
+        yield KeyService(store, lambda work: work.close())  # uses are noted where keys are used
