@@ -16,7 +16,7 @@ from uuid import uuid4
 import typer
 from pydantic import ValidationError
 
-from gateway.app import CannotStart, make_store, opened, tasks
+from gateway.app import CannotStart, make_store, opened
 from gateway.commands.settings import settings_of
 from gateway.config import Settings
 from gateway.errors import GatewayError
@@ -149,8 +149,8 @@ def _with_keys(
 async def _keys(settings: Settings) -> AsyncIterator[tuple[KeyService, Store]]:
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     store = make_store(settings)
-    async with opened(store, settings), tasks() as background:
-        yield KeyService(store, background.spawn), store
+    async with opened(store, settings):
+        yield KeyService(store, lambda work: work.close()), store  # uses are noted where keys are used
 
 
 def _line(action: str, key: ApiKey | KeyView) -> AuditLine:
