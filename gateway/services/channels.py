@@ -11,9 +11,11 @@ from gateway.errors import GatewayError
 from gateway.services.asked import AskedCell
 from gateway.services.executions import ExecutionService
 from gateway.services.front_ends import FrontEnd, Socket
+from gateway.services.lasting import lasting
 from gateway.services.live_session import LiveSession
 from gateway.services.recorder import Spawn
 from gateway.services.sessions import SessionService
+from gateway.stores.base import SessionChanges
 from kernels.channels import Channel
 from kernels.errors import KernelGone, KernelsError
 from kernels.kernel import Kernel
@@ -24,6 +26,7 @@ log = logging.getLogger(__name__)
 _UNANSWERED = frozenset(["comm_open", "comm_msg", "comm_close", "input_reply"])
 _CHANGING = frozenset(["comm_open", "comm_msg", "comm_close", "execute_request", "debug_request"])
 _OURS = "session_gateway_request"
+_ENDED = "A Jupyter client has ended its kernel."
 
 
 class ChannelService:
@@ -84,12 +87,33 @@ class ChannelService:
         self._executions.drop(live)
         await self._sessions.restart(live.session.id, fresh=True)
 
+    async def end(self, live: LiveSession) -> None:
+        """What front ends mean by the end of a kernel: the session is deleted if one of them has started it.
+
+        Any other is put to sleep, and its kernel not shown to them until somebody uses it. It stays awake, without
+        them, while it runs what they have not asked for, or if it can't be saved.
+        """
+        await lasting(self._spawn, self._end(live))
+
+    async def _end(self, live: LiveSession) -> None:
+        if live.session.source == "jupyter":
+            await self._sessions.delete(live.session.id)
+            return
+        self._executions.drop(live)
+        if live.current is not None and live.current.asked is not None:
+            await self._executions.stop(live.current)
+        live.change(SessionChanges(replace={"kernel_ended": True, "notebooks": []}))
+        live.front_ends.tell("dead")
+        live.front_ends.close(_ENDED)
+        try:
+            await self._sessions.hibernate(live.session.id, _ENDED)
+        except (GatewayError, KernelsError) as error:
+            log.info("Session %r stays awake: %s", live.session.id, error)
+        await live.outbox.flushed()
+
     async def _shut_down(self, live: LiveSession, *, restart: bool) -> None:
         try:
-            if restart:
-                await self.restart(live)
-            else:
-                await self._sessions.delete(live.session.id)
+            await (self.restart(live) if restart else self.end(live))
         except (GatewayError, KernelsError) as error:
             log.info("Session %r was not shut down: %s", live.session.id, error)
 

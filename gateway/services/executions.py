@@ -590,6 +590,10 @@ class ExecutionService:
         if run is None or not run.give_input(text):
             raise Conflict(f"No cell of session {session_id!r} waits for input.", session_id=session_id)
 
+    async def stop(self, run: Run) -> None:
+        """End a run, with its kernel if it will not stop within the grace time."""
+        await run.stop(self._settings.interrupt_grace_s)
+
     async def quiet(self) -> None:
         """Wait until no run is under way or queued."""
         await asyncio.gather(*(run.finished.wait() for run in list(self._recent.values())))

@@ -189,8 +189,9 @@ class FrontEnds:
         return made(msg_type, content, session=self._kernel_session, parent=parent)
 
     def close(self, reason: str) -> None:
-        """Send all away: the session is not here any more."""
-        for front_end in self._all:
+        """Send all away, and forget them: the session, or its kernel, is not here any more."""
+        gone, self._all = self._all, []
+        for front_end in gone:
             front_end.send_away(_CODE_GONE, reason[:120])
 
 

@@ -170,10 +170,16 @@ class LiveSession:
     def begin_run(self, run: Run, data: dict[str, Any]) -> None:
         """Move to BUSY for a run, which tells how its kernel began if none has yet. Raises `TooLarge`."""
         self.move(State.BUSY, changes=SessionChanges(merge={"data": data} if data else {}, add={"changes": 1}))
+        self.show_kernel()
         if self._counted is not None:
             self._counted.run(run.id)
         self._used_since_start = True
         self.tell_by(run.record)
+
+    def show_kernel(self) -> None:
+        """Jupyter's clients see the kernel again that one of them has ended."""
+        if self.session.kernel_ended:
+            self.change(SessionChanges(replace={"kernel_ended": False}))
 
     def tell_by(self, record: Execution | None) -> None:
         """How the kernel began, unless that was told: by this run, or by one that is on record."""
@@ -262,6 +268,7 @@ class LiveSession:
         loop = asyncio.get_running_loop()
         self._started, self._stop = loop.create_future(), loop.create_future()
         self._used_since_start = False
+        self.show_kernel()
         self.front_ends.tell("starting")
         self._started.add_done_callback(lambda future: future.cancelled() or future.exception())
         self._owned.clear()

@@ -320,7 +320,7 @@ async def test_a_session_that_is_deleted_is_dead_to_its_front_ends(api: Api, ses
 
 
 @pytest.mark.parametrize("restart", [True, False])
-async def test_a_shutdown_request_restarts_or_deletes_the_session(api: Api, session_id: str, restart: bool) -> None:
+async def test_a_shutdown_request_restarts_or_ends_the_kernel(api: Api, session_id: str, restart: bool) -> None:
     kernel_id = await kernel_of(api, session_id)
     async with front_end(api.url, kernel_id) as client:
         await client.run("x = 1")
@@ -332,6 +332,7 @@ async def test_a_shutdown_request_restarts_or_deletes_the_session(api: Api, sess
             with pytest.raises(EOFError):
                 await client.until(lambda got: False)
             await api.get(f"/jupyter/api/kernels/{kernel_id}", 404)
+            assert (await api.run(session_id, "x"))["result"] == "1"
     assert reply.content == {"status": "ok", "restart": restart}
 
 
