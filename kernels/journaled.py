@@ -4,7 +4,7 @@ IOPub alone is enough for that: also when nobody was there to hear the reply.
 """
 
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -15,13 +15,25 @@ from kernels.outputs import Event, Outputs, error_of
 
 @dataclass(slots=True)
 class PastRun:
-    """A cell that a kernel has begun."""
+    """A cell that a kernel has begun. `request` is the header of what asked for it."""
 
     run_id: str
     code: str
     execution_count: int | None
     started_at: float | None  # unix time, seconds
     ended: bool = False
+    request: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def asked_by(self) -> str:
+        """The `session` of who asked for it."""
+        session = self.request.get("session")
+        return session if isinstance(session, str) else ""
+
+    @property
+    def beside(self) -> bool:
+        """Whether it runs in a subshell."""
+        return self.request.get("subshell_id") is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +111,8 @@ async def past_runs(entries: AsyncIterator[Entry], wire: Wire) -> list[PastRun]:
         if message.type == "execute_input":
             code = message.content.get("code")
             found[message.parent_id] = PastRun(
-                message.parent_id, code if isinstance(code, str) else "", count_of(message), _sent_at(message)
+                message.parent_id, code if isinstance(code, str) else "", count_of(message), _sent_at(message),
+                request=message.parent,
             )
         elif is_idle(message) and message.parent_id in found:
             found[message.parent_id].ended = True

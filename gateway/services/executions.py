@@ -47,7 +47,7 @@ from gateway.services.asked import AskedCell
 from gateway.services.front_ends import FrontEnd
 from gateway.services.live import Live
 from gateway.services.live_session import LiveSession
-from gateway.services.past_runs import PastRuns
+from gateway.services.past_runs import NO_TIMEOUT_S, PastRuns
 from gateway.services.recorder import Recorder, Spawn
 from gateway.services.runs import Run
 from gateway.services.sessions import SessionService
@@ -62,7 +62,6 @@ from kernels.outputs import error_of
 
 log = logging.getLogger(__name__)
 
-_NO_TIMEOUT_S = 31_536_000.0
 _REMEMBERED_RUNS = 500
 _STORE_LOOK_S = 0.5
 _PATIENCE_S = 5.0
@@ -238,7 +237,7 @@ class ExecutionService:
             created_by=caller,
             code=asked.code,
             queued_at=now(),
-            timeout_s=live.session.default_timeout or _NO_TIMEOUT_S,
+            timeout_s=live.session.default_timeout or NO_TIMEOUT_S,
         )
         run = Run(
             record, env={}, stdin=None, interactive=True, store_history=True, update_data=None,
