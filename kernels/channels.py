@@ -122,6 +122,7 @@ class Channels:
 
     def __init__(self, context: "zmq.Context[Any]", connection: Mapping[str, Any]) -> None:
         self.wire = Wire.of(connection)
+        self.last_published = ""  # the id of what was heard last on IOPub
         self.lost: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()  # by what nobody foresaw
         self._context = context
         self._connection = connection
@@ -275,6 +276,7 @@ class Channels:
             request.on_input(message)
 
     def _route_iopub(self, message: Message) -> None:
+        self.last_published = message.id
         for listener in tuple(self._listeners):
             listener(message)
         request = self._requests.get(message.parent_id or "")

@@ -50,12 +50,13 @@ class Verdict:
 
     def __init__(self) -> None:
         self.execution_count: int | None = None
+        self.request: dict[str, Any] = {}  # the header of what asked for it
         self.began = False
         self._error: dict[str, Any] | None = None
 
     def take(self, message: Message) -> None:
         if message.type == "execute_input":
-            self.began = True
+            self.began, self.request = True, message.parent
             self.execution_count = count_of(message)
         elif message.type == "error":
             self._error = error_of(message.content)
@@ -102,7 +103,7 @@ async def past_runs(entries: AsyncIterator[Entry], wire: Wire) -> list[PastRun]:
     """The runs that a kernel has begun, as far back as its journal goes, in order."""
     found: dict[str, PastRun] = {}
     async for entry in entries:
-        header = _part(entry, 0)
+        header = part(entry, 0)
         if b'"execute_input"' not in header and b'"status"' not in header:
             continue
         message = read(wire, entry)
@@ -111,7 +112,10 @@ async def past_runs(entries: AsyncIterator[Entry], wire: Wire) -> list[PastRun]:
         if message.type == "execute_input":
             code = message.content.get("code")
             found[message.parent_id] = PastRun(
-                message.parent_id, code if isinstance(code, str) else "", count_of(message), _sent_at(message),
+                message.parent_id,
+                code if isinstance(code, str) else "",
+                count_of(message),
+                _sent_at(message),
                 request=message.parent,
             )
         elif is_idle(message) and message.parent_id in found:
@@ -147,10 +151,10 @@ async def retold(
 
 def may_follow(entry: Entry, msg_id: str) -> bool:
     """Whether it may be an answer to this request; cheap, for what is looked at by the hundred thousand."""
-    return msg_id.encode() in _part(entry, 1)
+    return msg_id.encode() in part(entry, 1)
 
 
-def _part(entry: Entry, number: int) -> bytes:
+def part(entry: Entry, number: int) -> bytes:
     """Header (0) or parent header (1), as it came."""
     try:
         return entry.frames[entry.frames.index(DELIMITER) + 2 + number]

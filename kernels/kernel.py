@@ -86,10 +86,16 @@ class Resumed(Execution):
         self._verdict.take(message)
         super().take(message)
 
+    @property
+    def asked(self) -> dict[str, Any]:
+        """The header of what asked for it, as far as it is known."""
+        return self._verdict.request or {"msg_id": self.request.msg_id, "msg_type": "execute_request"}
+
     def never_answered(self) -> None:
         if self.request.idle_seen and not self.ended:
             wire = self._channels.wire
-            self.request.got_reply(wire.read(wire.request("execute_reply", self._verdict.reply())[1]))
+            made = wire.request("execute_reply", self._verdict.reply(), parent=self.asked)
+            self.request.got_reply(wire.read(made[1]))
 
     def is_over(self) -> None:
         """The kernel is free, though the cell's end was not heard: it was lost, or the cell never arrived."""
@@ -252,6 +258,7 @@ class Kernel:
         on_event: OnEvent,
         on_input: OnInput,
         output_limit_bytes: int,
+        on_reply: Listener | None = None,
         grace_s: float = 3.0,
     ) -> AsyncIterator[Execution]:
         """Take over a cell that somebody else has begun, who is gone: all that it published, then what still comes.
@@ -261,6 +268,7 @@ class Kernel:
         execution = Resumed(self.channels, Outputs(output_limit_bytes), on_event, on_input)
         execution.started_at = started_at
         execution.request = self.channels.expect(run_id, execution.take, execution.ask_input)
+        execution.request.on_reply = on_reply
         async with self._under_way(execution, grace_s):
             await self._catch_up(execution, journal)
             await self._hear_question(execution)
@@ -275,45 +283,51 @@ class Kernel:
             return
         if execution.input_request is None and not execution.ended:
             wire = self.channels.wire
-            execution.ask_input(wire.read(wire.request("input_request", asked)[1]))
+            content = {name: asked[name] for name in ("prompt", "password")}
+            execution.ask_input(wire.read(wire.request("input_request", content, parent=execution.asked)[1]))
 
     async def _catch_up(self, execution: Resumed, journal: Entries) -> None:
-        """Hear what was published before we came, from the journal, and no message twice.
-
-        The kernel publishes in one order for all who listen. A request of ours is the mark in it: what came before
-        is taken from the journal, what comes after was heard by ourselves.
-        """
-        request, marker, heard = execution.request, uuid4().hex, asyncio.Event()
-
-        def look_for_marker(message: Message) -> None:
-            if message.parent_id == marker and not heard.is_set():
-                heard.set()
-                request.hold()  # what was held so far is in the journal
-
-        stop_listening = self.channels.listen(look_for_marker)
-        try:
-            asked = await self.channels.send("control", "kernel_info_request", {}, msg_id=marker, wants_idle=True)
-            run = RunOf(self.channels.wire, request.msg_id, request.hear)
-            if not await self._replay(run, marker, heard, asked, journal):
-                execution.outputs.truncated = True
-            if run.incomplete:
-                execution.outputs.truncated = True
-        finally:
-            stop_listening()
+        """Hear what was published before we came, from the journal, and no message twice."""
+        request = execution.request
+        run = RunOf(self.channels.wire, request.msg_id, request.hear)
+        whole = await self.retrace(journal, run.take, request.hold)  # what is held before that is in the journal
+        if run.incomplete or not whole:
+            execution.outputs.truncated = True
         if request.idle_seen:  # long ago: a reply would be here
             execution.never_answered()
         request.on_idle = execution.await_reply
         request.release()
 
-    async def _replay(self, run: RunOf, marker: str, heard: asyncio.Event, asked: Request, journal: Entries) -> bool:
-        """Feed a run from the journal up to the marker; whether it was found."""
+    async def retrace(self, journal: Entries, take: Callable[[Entry], object], on_mark: Callable[[], None]) -> bool:
+        """All that was published before a mark in it, from the journal; what is heard after `on_mark` comes after that.
+
+        The kernel publishes in one order for all who listen; a request of ours is the mark. Whether it was found there.
+        Raises `KernelGone`.
+        """
+        marker, heard = uuid4().hex, asyncio.Event()
+
+        def look_for_marker(message: Message) -> None:
+            if message.parent_id == marker and not heard.is_set():
+                heard.set()
+                on_mark()
+
+        stop_listening = self.channels.listen(look_for_marker)
+        try:
+            asked = await self.channels.send("control", "kernel_info_request", {}, msg_id=marker, wants_idle=True)
+            return await self._replay(take, marker, heard, asked, journal)
+        finally:
+            stop_listening()
+
+    async def _replay(
+        self, take: Callable[[Entry], object], marker: str, heard: asyncio.Event, asked: Request, journal: Entries
+    ) -> bool:
         after, looked_until = 0, float("inf")
         while time.monotonic() < looked_until:
             last_time = self.channels.broken  # no marker comes any more, but all that was published is there
             async with aclosing(journal(after)) as entries:  # type: ignore[type-var]
                 async for entry in entries:
                     after = entry.number
-                    run.take(entry)
+                    take(entry)
                     if may_follow(entry, marker):
                         asked.done.cancel()
                         return True

@@ -65,5 +65,10 @@ class ChannelsHandler(JupyterHandler, WebSocketHandler):
             failed.set_exception(error)
             return failed
 
+    @property
+    def is_empty(self) -> bool:
+        connection = self.ws_connection
+        return connection is not None and connection.stream is not None and not connection.stream.writing()
+
     def on_connection_close(self) -> None:
         WebSocketHandler.on_connection_close(self)

@@ -22,10 +22,14 @@ _NO_BUFFERS = b',"buffers":[]'
 
 
 class Envelope:
-    """A message on its way to clients: framed once for all who speak the same."""
+    """A message on its way to clients: framed once for all who speak the same.
 
-    def __init__(self, channel: str, message: Message) -> None:
+    `published`: by the kernel, to all; not made here.
+    """
+
+    def __init__(self, channel: str, message: Message, *, published: bool = False) -> None:
         self.channel = channel
+        self.published = published
         self.message = message
         self.size_bytes = sum(map(len, message.parts)) + 200
 

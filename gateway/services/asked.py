@@ -1,7 +1,12 @@
 """A cell that a front end has asked for: what it sent, and how it hears what becomes of it."""
 
+from typing import Any, Self
+
+import orjson
+
+from gateway.models.executions import Execution, Status
 from gateway.services.front_ends import FrontEnd, FrontEnds
-from kernels.messages import Message
+from kernels.messages import Message, received
 from kernels.outputs import error_of
 
 
@@ -13,6 +18,19 @@ class AskedCell:
         self.front_end = front_end
         self._front_ends = front_ends
         self._answered = False
+
+    @classmethod
+    def again(cls, header: dict[str, Any], code: str, front_end: FrontEnd, front_ends: FrontEnds) -> Self:
+        """One that an earlier gateway was asked for."""
+        parts: tuple[dict[str, Any], ...] = (header, {}, {}, {"code": code, "stop_on_error": False})
+        asked = cls(received([orjson.dumps(part) for part in parts]), front_end, front_ends)
+        asked._answered = front_end.position is not None and front_end.position.replied == asked.request.id
+        return asked
+
+    @property
+    def asked_by(self) -> str | None:
+        session = self.request.header.get("session")
+        return session if isinstance(session, str) else None
 
     @property
     def code(self) -> str:
@@ -41,6 +59,15 @@ class AskedCell:
 
     def ask_input(self, message: Message) -> None:
         self.front_end.put("stdin", message)
+
+    def answer(self, record: Execution) -> None:
+        """Tell how it ended, unless that was told."""
+        if not self._answered:
+            error = record.error.model_dump() if record.error is not None else {}
+            ok = {"status": "ok", "payload": [], "user_expressions": {}}
+            told = ok if record.status is Status.OK else {"status": "error", **error_of(error)}
+            content = {**told, "execution_count": record.execution_count}
+            self.reply(self._front_ends.made("execute_reply", content, self.request.header))
 
     def conclude(self, ename: str, evalue: str, *, aborted: bool = False) -> None:
         """Answer in the kernel's stead, unless it has."""

@@ -37,7 +37,8 @@ class ChannelService:
 
     def attach(self, live: LiveSession, session_id: str | None, caller: str, socket: Socket) -> FrontEnd:
         """A front end on its socket. The session wakes for it; what it says before that waits."""
-        front_end = live.front_ends.attach(session_id, caller, socket)
+        last_published = "" if live.kernel is None else live.kernel.channels.last_published
+        front_end = live.front_ends.attach(session_id, caller, socket, last_published)
         if live.kernel is None and live.closing is None:
             self._spawn(self._sessions.start(live))
         return front_end

@@ -234,6 +234,7 @@ class ExecutionService:
             session_uid=live.uid,
             session_id=live.session.id,
             source="jupyter",
+            asked_by=asked.asked_by,
             created_by=caller,
             code=asked.code,
             queued_at=now(),
@@ -264,7 +265,8 @@ class ExecutionService:
         try:
             try:
                 begun = await self._begun_before(live)
-                runs = [self._resumed(record, past) for record, past in begun]
+                runs = [self._resumed(live, record, past) for record, past in begun]
+                self._spawn(self._answer_late(live, {run.id for run in runs}))
                 live.queue.extendleft(reversed(runs))
                 self._metrics.queued.inc(len(runs))
                 self._recent.update((run.id, run) for run in runs)
@@ -312,13 +314,29 @@ class ExecutionService:
                 why = "This gateway still looks what had begun in the session before."
                 raise Unavailable(why, retry_after_s=2) from None
 
-    def _resumed(self, record: Execution, past: PastRun) -> Run:
+    def _resumed(self, live: LiveSession, record: Execution, past: PastRun) -> Run:
+        front_end = live.front_ends.known(record.asked_by, record.created_by)
+        asked = None
+        if front_end is not None:
+            header = past.request or {"msg_id": record.id, "msg_type": "execute_request", "session": record.asked_by}
+            asked = AskedCell.again(header, record.code, front_end, live.front_ends)
         run = Run(
             record, env={}, stdin=None, interactive=True, store_history=True, update_data=None,
-            journal_bytes=2 * self._settings.output_limit_bytes, past=past,
+            journal_bytes=2 * self._settings.output_limit_bytes, past=past, asked=asked,
         )  # fmt: skip
         run.keep_on = True
         return run
+
+    async def _answer_late(self, live: LiveSession, resumed: set[str]) -> None:
+        """Answer cells whose end is on record, but not known to the front end that sent them to an earlier gateway."""
+        if live.missed is None:
+            return
+        await live.missed.given.wait()
+        for front_end, header in live.missed.ended:
+            if header["msg_id"] not in resumed:
+                with contextlib.suppress(ExecutionNotFound):
+                    record = await self._store.get_execution(live.uid, header["msg_id"])
+                    AskedCell.again(header, record.code, front_end, live.front_ends).answer(record)
 
     async def _go_on(self, live: LiveSession, run: Run) -> None:
         try:
@@ -473,7 +491,7 @@ class ExecutionService:
             return kernel.resume(
                 run.id, partial(self._engine.journal, kernel.id), started_at=started_at.timestamp(),
                 on_event=run.on_event, on_input=run.on_input, output_limit_bytes=settings.output_limit_bytes,
-                grace_s=settings.interrupt_grace_s,
+                on_reply=None if run.asked is None else run.asked.reply, grace_s=settings.interrupt_grace_s,
             )  # fmt: skip
         if run.asked is not None:
             return kernel.execute_request(

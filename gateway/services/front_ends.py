@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from gateway.models.channels import Envelope
+from gateway.services.positions import Position, Positions
 from kernels.messages import Content, Message, made
 
 log = logging.getLogger(__name__)
@@ -29,15 +30,27 @@ class Socket(Protocol):
         """Done when it was handed to the network; raises when it can't be any more."""
         ...
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether all that was delivered has been handed to the network."""
+        ...
+
     def close(self, code: int, reason: str) -> None: ...
 
 
 class FrontEnd:
-    """One client. `session_id` is what it goes by when it comes back; without one it does not."""
+    """One client. `session_id` is what it goes by when it comes back; without one it does not.
 
-    def __init__(self, session_id: str | None, caller: str, limit_bytes: int) -> None:
+    `position` tells the next gateway what it has, if this one is killed. One that an earlier gateway had is `behind`
+    until it was given what it has missed; all that comes meanwhile is held.
+    """
+
+    def __init__(self, session_id: str | None, caller: str, limit_bytes: int, position: Position | None) -> None:
         self.session_id = session_id
         self.caller = caller
+        self.position = position
+        self.behind = False
+        self._held: list[Envelope] = []
         self.left_at: float | None = None  # monotonic; None while its socket is open
         self._limit_bytes = limit_bytes
         self._socket: Socket | None = None
@@ -45,6 +58,7 @@ class FrontEnd:
         self._waiting_bytes = 0
         self._written: deque[tuple[Envelope, asyncio.Future[None]]] = deque()
         self._written_bytes = 0
+        self._noted = 0  # so many of those written are in `position`
         self._missed = 0
         self._kernel_session = ""
 
@@ -60,7 +74,7 @@ class FrontEnd:
         self._socket, self.left_at = socket, None
         if self._missed:
             missed, self._missed = self._missed, 0
-            text = f"\n[{missed} messages were left out: they came faster than this client took them]\n"
+            text = f"\n[{missed} messages were left out: more came than are kept for a client that is slow or away]\n"
             told = made("stream", {"name": "stderr", "text": text}, session=self._kernel_session)
             self._waiting.append(Envelope("iopub", told))
         self._send()
@@ -71,7 +85,7 @@ class FrontEnd:
             self._socket, self.left_at = None, time.monotonic()
             unsent = [envelope for envelope, sent in self._written if not _is_sent(sent)]
             self._written.clear()
-            self._written_bytes = 0
+            self._written_bytes = self._noted = 0
             self._waiting.extendleft(reversed(unsent))
             self._waiting_bytes = sum(envelope.size_bytes for envelope in self._waiting)
 
@@ -79,6 +93,13 @@ class FrontEnd:
         self.send(Envelope(channel, message))
 
     def send(self, envelope: Envelope) -> None:
+        if self.behind:
+            self._held.append(envelope)
+        else:
+            self.give(envelope)
+
+    def give(self, envelope: Envelope) -> None:
+        """Send, also while it is behind."""
         self._kernel_session = envelope.message.header.get("session", "")
         self._waiting.append(envelope)
         self._waiting_bytes += envelope.size_bytes
@@ -86,6 +107,16 @@ class FrontEnd:
             self._send()
         if self._waiting_bytes > self._limit_bytes:
             self._give_way()
+
+    def caught_up(self) -> None:
+        """It has been given what it had missed."""
+        self.behind, held, self._held = False, self._held, []
+        for envelope in held:
+            self.give(envelope)
+
+    def miss(self, count: int) -> None:
+        """So many messages are lost."""
+        self._missed += count
 
     def send_away(self, code: int, reason: str) -> None:
         if self._socket is not None:
@@ -100,11 +131,29 @@ class FrontEnd:
             sent = socket.deliver(envelope)
             self._written.append((envelope, sent))
             sent.add_done_callback(self._sent)
+            if self.position is not None and socket.is_empty:
+                for at in range(self._noted - len(self._written), 0):
+                    self._note(self._written[at][0])
+                self._noted = len(self._written)
+
+    def _note(self, envelope: Envelope) -> None:
+        """Note that it has this message: after a kill it is sent again what is not noted."""
+        if self.position is None:
+            return
+        if envelope.published:
+            self.position.heard = envelope.message.id
+        elif envelope.message.type == "execute_reply":
+            self.position.replied = envelope.message.parent_id or ""
 
     def _sent(self, sent: "asyncio.Future[None]") -> None:
         """In the order in which they were written; who failed stays, until the socket is known to be closed."""
         while self._written and _is_sent(self._written[0][1]):
-            self._written_bytes -= self._written.popleft()[0].size_bytes
+            envelope, _ = self._written.popleft()
+            self._written_bytes -= envelope.size_bytes
+            if self._noted:
+                self._noted -= 1
+            else:
+                self._note(envelope)
         if not sent.cancelled():
             sent.exception()
         self._send()
@@ -128,7 +177,9 @@ class FrontEnd:
 class FrontEnds:
     """All clients of one session, those that have left included."""
 
-    def __init__(self, session_id: str, limit_bytes: int, remembered_s: float) -> None:
+    def __init__(self, session_id: str, limit_bytes: int, remembered_s: float, positions: Positions) -> None:
+        self._positions = positions
+        self._in_journal = False  # what is heard now will be in the journal, for those who are behind
         self._limit_bytes = limit_bytes
         self._remembered_s = remembered_s
         self._all: list[FrontEnd] = []
@@ -142,15 +193,23 @@ class FrontEnds:
     def attached(self) -> int:
         return sum(1 for one in self._all if one.attached)
 
-    def attach(self, session_id: str | None, caller: str, socket: Socket) -> FrontEnd:
-        """The client on this socket: a new one, or one that comes back."""
+    def attach(self, session_id: str | None, caller: str, socket: Socket, last_published: str) -> FrontEnd:
+        """The client on this socket: a new one, for which `last_published` is past, or one that comes back."""
         self.forget_old()
-        known = [one for one in self._all if one.session_id == session_id and one.caller == caller and session_id]
-        front_end = known[0] if known else FrontEnd(session_id or None, caller, self._limit_bytes)
-        if not known:
+        front_end = self.known(session_id, caller)
+        if front_end is None:
+            position = self._positions.of(session_id, caller) if session_id else None
+            if position is not None:
+                position.heard = last_published
+            front_end = FrontEnd(session_id or None, caller, self._limit_bytes, position)
             self._all.append(front_end)
         front_end.open(socket)
         return front_end
+
+    def known(self, session_id: str | None, caller: str) -> FrontEnd | None:
+        """The client that goes by this, also while it is away."""
+        named = (one for one in self._all if session_id and one.session_id == session_id and one.caller == caller)
+        return next(named, None)
 
     def leave(self, front_end: FrontEnd, socket: Socket) -> None:
         front_end.leave(socket)
@@ -164,18 +223,47 @@ class FrontEnds:
         for number, one in enumerate(away):
             if at - (one.left_at or 0.0) > self._remembered_s or number < len(away) - _MOST_AWAY:
                 self._all.remove(one)
+                if one.position is not None:
+                    one.position.forget()
+
+    # Those of an earlier gateway
+
+    def begin_anew(self) -> None:
+        """Nobody has heard anything of this kernel."""
+        self._positions.remove()
+
+    def recall(self) -> None:
+        """Remember those that an earlier gateway had: they are behind, until `caught_up`."""
+        for session_id, caller, position in self._positions.left():
+            one = FrontEnd(session_id, caller, self._limit_bytes, position)
+            one.left_at, one.behind = time.monotonic(), True
+            self._all.append(one)
+        self._in_journal = True
+
+    @property
+    def behind(self) -> list[FrontEnd]:
+        return [one for one in self._all if one.behind]
+
+    def hear_on(self) -> None:
+        """What is heard from now on is not in what those who are behind are given."""
+        self._in_journal = False
+
+    def caught_up(self) -> None:
+        self._in_journal = False
+        for one in self.behind:
+            one.caught_up()
 
     def hear(self, own_session: str, message: Message) -> None:
         """Pass on what the kernel publishes, but for what it says of the gateway's own questions."""
         if not self._all:
             return
         self._kernel_session = message.header.get("session", self._kernel_session)
-        parent = message.parent
-        if parent.get("session") == own_session and parent.get("msg_type") != "execute_request":
+        if not is_for_clients(own_session, message):
             return
-        envelope = Envelope("iopub", message)
+        envelope = Envelope("iopub", message, published=True)
         for front_end in self._all:
-            front_end.send(envelope)
+            if not (self._in_journal and front_end.behind):
+                front_end.send(envelope)
 
     def tell(self, state: str) -> None:
         """Tell all a state of the kernel that it can't tell itself."""
@@ -191,8 +279,17 @@ class FrontEnds:
     def close(self, reason: str) -> None:
         """Send all away, and forget them: the session, or its kernel, is not here any more."""
         gone, self._all = self._all, []
+        self._positions.remove()
+        for front_end in gone:
+            front_end.position = None
         for front_end in gone:
             front_end.send_away(_CODE_GONE, reason[:120])
+
+
+def is_for_clients(own_session: str, message: Message) -> bool:
+    """Whether it is not about one of the gateway's own questions."""
+    parent = message.parent
+    return parent.get("session") != own_session or parent.get("msg_type") == "execute_request"
 
 
 def _is_sent(sent: "asyncio.Future[None]") -> bool:

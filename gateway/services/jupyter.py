@@ -200,7 +200,9 @@ class JupyterService:
 
     async def _open(self, session: Session, opened: dict[str, str]) -> SessionModel:
         others = [one for one in session.notebooks if one["id"] != opened["id"]]
-        changed = await self._sessions.change(session.id, SessionChanges(replace={"notebooks": [*others, opened], "kernel_ended": False}))
+        changed = await self._sessions.change(
+            session.id, SessionChanges(replace={"notebooks": [*others, opened], "kernel_ended": False})
+        )
         return self._model(changed, opened)
 
     async def _close(self, session: Session, opened_id: str) -> None:

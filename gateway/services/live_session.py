@@ -30,6 +30,8 @@ from gateway.models.unsaved import UnsavedVariable, Woken
 from gateway.services.changes import Counted
 from gateway.services.front_ends import FrontEnds
 from gateway.services.journal import Journal
+from gateway.services.missed import Missed
+from gateway.services.positions import Positions
 from gateway.services.recorder import Recorder, Spawn
 from gateway.services.runs import Run
 from gateway.services.vault import Vault, remark
@@ -97,8 +99,10 @@ class LiveSession:
         self.closing: str | None = None
         self.active_at = time.monotonic()
         self.front_ends = FrontEnds(
-            session.uid, tools.settings.front_end_buffer_bytes, tools.settings.front_end_remembered_s
-        )
+            session.uid, tools.settings.front_end_buffer_bytes, tools.settings.front_end_remembered_s,
+            Positions(tools.settings.data_dir / "front_ends" / session.uid),
+        )  # fmt: skip
+        self.missed: Missed | None = None  # by front ends of an earlier gateway
         self.outbox = tools.recorder.outbox(session.uid, tools.settings.gateway_id, self._lost)
         self._tools = tools
         self._check_room = room
@@ -260,6 +264,8 @@ class LiveSession:
 
     def take(self, origin: Kept | Copy) -> None:
         """Begin to serve with a kernel that has outlived its gateway, or was copied from another session's."""
+        if isinstance(origin, Kept):
+            self.front_ends.recall()
         self._begin(origin)
 
     def _begin(self, origin: Kept | Copy | None = None) -> None:
@@ -306,6 +312,7 @@ class LiveSession:
             self._failed(f"Internal error: {type(error).__name__}")
             self._not_started(started, StartFailed("The kernel could not be started."))
         finally:
+            self.front_ends.caught_up()
             self._not_started(started, StartFailed("The start was given up."))
             self.kernel = None
             self._started = self._stop = None
@@ -339,6 +346,8 @@ class LiveSession:
                 return False
             with tools.metrics.kernels.track_inprogress():
                 self._unsure = True
+                self.missed = Missed(self.front_ends, kernel, tools.engine)
+                tools.spawn(self.missed.give())
                 await self._serve(kernel, started, stop)
         return True
 
@@ -348,6 +357,7 @@ class LiveSession:
                 await self._serve(copy.kernel, started, stop)
 
     async def _keep(self, launch: Launch, started: asyncio.Future[Kernel], stop: asyncio.Future[str]) -> None:
+        self.front_ends.caught_up()  # with nothing: it is another kernel
         tools, began = self._tools, time.perf_counter()
         async with contextlib.AsyncExitStack() as stack:
             async with tools.starting:

@@ -7,6 +7,7 @@ from gateway.config import Settings
 from gateway.errors import ExecutionNotFound
 from gateway.models.base import now
 from gateway.models.executions import Execution, RunError, Status
+from gateway.services.asked import AskedCell
 from gateway.services.live_session import LiveSession
 from gateway.stores.base import Store
 from kernels.engine import Engine, Exit, Kept
@@ -43,6 +44,10 @@ class PastRuns:
                 past = PastRun(record.id, record.code, None, record.started_at.timestamp())
                 runs.insert(0, (record, past))
                 continue
+            if (front_end := live.front_ends.known(record.asked_by, record.created_by)) is not None:
+                header = {"msg_id": record.id, "msg_type": "execute_request", "session": record.asked_by}
+                asked = AskedCell.again(header, record.code, front_end, live.front_ends)
+                asked.conclude("Aborted", "The gateway stopped before this run began.", aborted=True)
             record.status, record.finished_at = Status.INTERRUPTED, now()
             record.error = RunError(ename="GatewayStopped", evalue="The gateway stopped before this run began.")
             live.outbox.execution(record)
@@ -59,7 +64,8 @@ class PastRuns:
             timeout_s = self._settings.run_timeout_s if by_us else NO_TIMEOUT_S
             return Execution(
                 id=past.run_id, session_uid=live.uid, session_id=live.session.id, code=past.code,
-                source="api" if by_us else "jupyter", queued_at=_moment(past.started_at),
+                source="api" if by_us else "jupyter", asked_by=None if by_us else past.asked_by,
+                queued_at=_moment(past.started_at),
                 timeout_s=live.session.default_timeout or timeout_s,
             )  # fmt: skip
         return record if record.started_at is None else None

@@ -110,9 +110,7 @@ async def test_an_agents_session_whose_kernel_jupyter_ends_sleeps_and_is_no_kern
 
 
 @pytest.mark.parametrize("by", ["kernel", "folder"])
-async def test_a_session_whose_kernel_jupyter_has_ended_can_be_opened_again(
-    api: Api, session_id: str, by: str
-) -> None:
+async def test_a_session_whose_kernel_jupyter_has_ended_can_be_opened_again(api: Api, session_id: str, by: str) -> None:
     kernel_id = (await api.create(id=session_id))["jupyter"]["kernel_id"]
     await api.run(session_id, "x = 41")
     first = await api.post(f"{J}/sessions", {"path": "a.ipynb", "kernel": {"id": kernel_id}}, 201)

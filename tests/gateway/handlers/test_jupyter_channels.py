@@ -11,7 +11,7 @@ from tornado.httpclient import HTTPClientError
 
 from tests.api import Api
 from tests.front_ends import Got, front_end, text_of
-from tests.gateways import GatewayProcess, gateway_process
+from tests.gateways import gateway_process
 
 COMM = "get_ipython().kernel.comm_manager.register_target('t', lambda comm, _: comm.on_msg(lambda m: comm.send(m['content']['data'], buffers=m['buffers'])))"  # noqa: E501
 
