@@ -8,11 +8,11 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from gateway.models.channels import Envelope
-from gateway.services.positions import Position, Positions
+from gateway.services.positions import Note, Position, Positions
 from kernels.messages import Content, Message, made
 
 log = logging.getLogger(__name__)
@@ -23,16 +23,14 @@ _OUTPUTS = frozenset(["stream", "display_data", "update_display_data", "execute_
 _CODE_TOO_SLOW, _CODE_GONE, _CODE_REPLACED = 4013, 1001, 4000
 
 
+Noting = tuple[Callable[[], None], Callable[[], None]]  # that it has a message, and that it does not have it after all
+
+
 class Socket(Protocol):
     """A websocket that is open."""
 
-    def deliver(self, envelope: Envelope) -> "asyncio.Future[None]":
+    def deliver(self, envelope: Envelope, noting: Noting | None) -> "asyncio.Future[None]":
         """Done when it was handed to the network; raises when it can't be any more."""
-        ...
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether all that was delivered has been handed to the network."""
         ...
 
     def close(self, code: int, reason: str) -> None: ...
@@ -49,6 +47,7 @@ class FrontEnd:
         self.session_id = session_id
         self.caller = caller
         self.position = position
+        self._has = Note("", "")
         self.behind = False
         self._held: list[Envelope] = []
         self.left_at: float | None = None  # monotonic; None while its socket is open
@@ -58,7 +57,6 @@ class FrontEnd:
         self._waiting_bytes = 0
         self._written: deque[tuple[Envelope, asyncio.Future[None]]] = deque()
         self._written_bytes = 0
-        self._noted = 0  # so many of those written are in `position`
         self._missed = 0
         self._kernel_session = ""
 
@@ -72,6 +70,8 @@ class FrontEnd:
             self.leave(former)
             former.close(_CODE_REPLACED, "The same client has come back on another connection.")
         self._socket, self.left_at = socket, None
+        if self.position is not None:
+            self._has = self.position.noted
         if self._missed:
             missed, self._missed = self._missed, 0
             text = f"\n[{missed} messages were left out: more came than are kept for a client that is slow or away]\n"
@@ -85,7 +85,7 @@ class FrontEnd:
             self._socket, self.left_at = None, time.monotonic()
             unsent = [envelope for envelope, sent in self._written if not _is_sent(sent)]
             self._written.clear()
-            self._written_bytes = self._noted = 0
+            self._written_bytes = 0
             self._waiting.extendleft(reversed(unsent))
             self._waiting_bytes = sum(envelope.size_bytes for envelope in self._waiting)
 
@@ -128,32 +128,25 @@ class FrontEnd:
             envelope = self._waiting.popleft()
             self._waiting_bytes -= envelope.size_bytes
             self._written_bytes += envelope.size_bytes
-            sent = socket.deliver(envelope)
+            sent = socket.deliver(envelope, self._noting(envelope))
             self._written.append((envelope, sent))
             sent.add_done_callback(self._sent)
-            if self.position is not None and socket.is_empty:
-                for at in range(self._noted - len(self._written), 0):
-                    self._note(self._written[at][0])
-                self._noted = len(self._written)
 
-    def _note(self, envelope: Envelope) -> None:
-        """Note that it has this message: after a kill it is sent again what is not noted."""
+    def _noting(self, envelope: Envelope) -> Noting | None:
+        """After a kill it is sent what is not noted."""
         if self.position is None:
-            return
+            return None
+        before = self._has
         if envelope.published:
-            self.position.heard = envelope.message.id
+            self._has = before._replace(heard=envelope.message.id)
         elif envelope.message.type == "execute_reply":
-            self.position.replied = envelope.message.parent_id or ""
+            self._has = before._replace(replied=envelope.message.parent_id or "")
+        return self.position.noting(self._has), self.position.noting(before)
 
     def _sent(self, sent: "asyncio.Future[None]") -> None:
         """In the order in which they were written; who failed stays, until the socket is known to be closed."""
         while self._written and _is_sent(self._written[0][1]):
-            envelope, _ = self._written.popleft()
-            self._written_bytes -= envelope.size_bytes
-            if self._noted:
-                self._noted -= 1
-            else:
-                self._note(envelope)
+            self._written_bytes -= self._written.popleft()[0].size_bytes
         if not sent.cancelled():
             sent.exception()
         self._send()
@@ -200,7 +193,7 @@ class FrontEnds:
         if front_end is None:
             position = self._positions.of(session_id, caller) if session_id else None
             if position is not None:
-                position.heard = last_published
+                position.noting(Note(last_published, ""))()
             front_end = FrontEnd(session_id or None, caller, self._limit_bytes, position)
             self._all.append(front_end)
         front_end.open(socket)

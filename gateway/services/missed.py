@@ -40,9 +40,9 @@ class Missed:
     async def _find_positions(self) -> None:
         """A front end whose last message is not there any more, or is of a kernel before this one, lacks all of it."""
         wanted = {
-            front_end: f'"{front_end.position.heard}'.encode()
+            front_end: f'"{front_end.position.noted.heard}'.encode()
             for front_end in self._has
-            if front_end.position is not None and front_end.position.heard
+            if front_end.position is not None and front_end.position.noted.heard
         }
         async for entry in self._journal(0):
             header = part(entry, 0)

@@ -8,16 +8,26 @@ import json
 import logging
 import mmap
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 log = logging.getLogger(__name__)
 
-_SLOT = 1024  # bytes: who it is, and two notes
+_SLOT = 1024  # bytes: who it is, and twice what it has, of which one half counts
 _WHO = slice(0, 448)
-_HEARD, _REPLIED = 448, 736  # where the notes are: which half counts, then the halves, each with its length
-_HALF = 143
-_LONGEST_ID = _HALF - 1
+_NOTE = 448
+_HALF = 284
+_LONGEST_ID = _HALF // 2 - 1
 _FIRST_SLOTS = 4
+
+
+class Note(NamedTuple):
+    """What a front end has: the last message that the kernel published, the last cell whose reply came (their ids)."""
+
+    heard: str
+    replied: str
 
 
 class Position:
@@ -28,35 +38,29 @@ class Position:
         self._at = slot * _SLOT
 
     @property
-    def heard(self) -> str:
-        """The id of the last message of the kernel that it has, as far as it is noted; empty if there is none."""
-        return self._read(_HEARD)
-
-    @heard.setter
-    def heard(self, msg_id: str) -> None:
-        self._note(_HEARD, msg_id)
-
-    @property
-    def replied(self) -> str:
-        """The id of the last cell whose reply it has."""
-        return self._read(_REPLIED)
-
-    @replied.setter
-    def replied(self, msg_id: str) -> None:
-        self._note(_REPLIED, msg_id)
-
-    def _read(self, note: int) -> str:
-        at = self._at + note
+    def noted(self) -> Note:
+        at = self._at + _NOTE
         start = at + 1 + _HALF * self._positions.map[at]
-        return self._positions.map[start + 1 : start + 1 + self._positions.map[start]].decode(errors="replace")
+        ids = []
+        for _ in Note._fields:
+            end = start + 1 + self._positions.map[start]
+            ids.append(self._positions.map[start + 1 : end].decode(errors="replace"))
+            start = end
+        return Note(*ids)
 
-    def _note(self, note: int, msg_id: str) -> None:
+    def noting(self, note: Note) -> Callable[[], None]:
+        """What notes this, fast, when it is called."""
+        ids = [one.encode(errors="replace")[:_LONGEST_ID] for one in note]
+        return partial(self._note, b"".join(bytes([len(one)]) + one for one in ids))
+
+    def _note(self, text: bytes) -> None:
         """A kill at any moment leaves this note or the one before."""
-        text, map_ = msg_id.encode(errors="replace")[:_LONGEST_ID], self._positions.map
-        at = self._at + note
+        if not self._positions.is_open:
+            return
+        map_, at = self._positions.map, self._at + _NOTE
         half = 1 - map_[at]
         start = at + 1 + _HALF * half
-        map_[start : start + 1 + len(text)] = bytes([len(text)]) + text
+        map_[start : start + len(text)] = text
         map_[at] = half
 
     def forget(self) -> None:
@@ -90,6 +94,10 @@ class Positions:
         self.map[at + 2 : at + 2 + len(who)] = who
         self.map[at : at + 2] = len(who).to_bytes(2, "little")
         return Position(self, slot)
+
+    @property
+    def is_open(self) -> bool:
+        return self._count > 0
 
     def left(self) -> list[tuple[str, str, Position]]:
         """Session id, caller and position of the front ends that an earlier gateway had."""
