@@ -16,7 +16,7 @@ from uuid import uuid4
 import zmq
 
 from kernels import duplicates
-from kernels.channels import Channels, Listener, Request, connected
+from kernels.channels import Channel, Channels, Listener, Request, connected
 from kernels.engine import Engine, Exit, Kept, KernelProcess, Kernelspec, Launch
 from kernels.errors import KernelGone, KernelsError, NeverArrived, NotOffered, StartFailed
 from kernels.fstrings import for_python_before_312
@@ -41,6 +41,13 @@ _LONGEST_PROMPT = 10_000  # characters
 
 class _NeverBegan(KernelsError):
     """An interrupt came when the kernel had the request but had not begun the cell: it drops it, without a reply."""
+
+
+class _Unanswered(KernelsError):
+    """The kernel has answered what came later, or is idle again: it could not read this request."""
+
+    def __init__(self) -> None:
+        super().__init__("The kernel could not read this request, and has not run it.")
 
 
 class Execution:
@@ -72,6 +79,10 @@ class Execution:
     def never_answered(self) -> None:
         """Its idle is in, and its reply was sent before: if it is not here by now, there is none."""
         self.request.fail(_NeverBegan())
+
+    def await_reply(self) -> None:
+        """Its idle is in: the reply was sent before, and comes any moment, if there is one."""
+        asyncio.get_running_loop().call_later(_LOST_REPLY_S, self.never_answered)
 
 
 class Resumed(Execution):
@@ -106,9 +117,6 @@ class Resumed(Execution):
         self.outputs.truncated = True
         self.request.got_idle()
         self.never_answered()
-
-    def await_reply(self) -> None:
-        asyncio.get_running_loop().call_later(_LOST_REPLY_S, self.never_answered)
 
 
 class Kernel:
@@ -233,20 +241,48 @@ class Kernel:
         Its parts stay as the client wrote them but for what is ours to say: the output limit, and that the kernel
         refuses nothing that comes after an error, since what waits for its turn is not in the kernel yet.
         """
-        content, wire = dict(message.content), self.channels.wire
-        code = content.get("code")
-        if isinstance(code, str) and self._before_python_312():
-            content["code"] = for_python_before_312(code)
-        content["stop_on_error"] = False
-        metadata = {**message.metadata, "session_gateway": {"output_limit": output_limit_bytes}}
-        header, parent, _, _, *buffers = message.parts
         execution = Execution(Outputs(output_limit_bytes), on_event, on_input)
         execution.request = self.channels.forward(
-            "shell", received([header, parent, wire.pack(metadata), wire.pack(content), *buffers]),
+            "shell", self._bounded(message, output_limit_bytes, stop_on_error=False),
             on_reply=on_reply, on_iopub=execution.take, on_input=execution.ask_input, wants_idle=True,
         )  # fmt: skip
         async with self._under_way(execution, grace_s):
             yield execution
+
+    def _bounded(self, message: Message, output_limit_bytes: int, **more: Any) -> Message:
+        content, wire = {**message.content, **more}, self.channels.wire
+        code = content.get("code")
+        if isinstance(code, str) and self._before_python_312():
+            content["code"] = for_python_before_312(code)
+        metadata = {**message.metadata, "session_gateway": {"output_limit": output_limit_bytes}}
+        header, parent, _, _, *buffers = message.parts
+        return received([header, parent, wire.pack(metadata), wire.pack(content), *buffers])
+
+    def execute_beside(
+        self, channel: Channel, message: Message, *, on_input: Listener, on_reply: Listener, output_limit_bytes: int
+    ) -> Execution:
+        """Run the cell of an `execute_request` beside the main shell: in its subshell, or on the control channel.
+
+        Its request is done once it has ended; nobody can stop it but with the kernel. Raises `KernelGone`.
+        """
+        execution = Execution(Outputs(output_limit_bytes), _nothing, _nothing)
+        execution.request = self.channels.forward(
+            channel, self._bounded(message, output_limit_bytes),
+            on_reply=on_reply, on_iopub=execution.take, on_input=on_input, wants_idle=True,
+        )  # fmt: skip
+        execution.request.on_idle = execution.await_reply
+        return execution
+
+    async def resume_beside(
+        self, run_id: str, journal: Entries, *, on_input: Listener | None, on_reply: Listener | None,
+        output_limit_bytes: int,
+    ) -> Execution:  # fmt: skip
+        """Take over a cell that runs, or ran, beside the main shell, like `resume`. Raises `KernelGone`."""
+        execution = Resumed(self.channels, Outputs(output_limit_bytes), _nothing, _nothing)
+        execution.request = self.channels.expect(run_id, execution.take, on_input or _nothing)
+        execution.request.on_reply = on_reply
+        await self._catch_up(execution, journal)
+        return execution
 
     @asynccontextmanager
     async def resume(
@@ -361,13 +397,19 @@ class Kernel:
                 break
             if execution.request.reply is not None:
                 await self._look_for_idle(execution)
-            elif isinstance(execution, Resumed):
+            elif execution.request.idle_seen and not isinstance(execution, Resumed):
+                execution.request.fail(_Unanswered())
+            elif isinstance(execution, Resumed) or not execution.request.heard:
                 if later is None:
                     later = await self.channels.send("shell", "kernel_info_request", {}, wants_idle=True)
-                elif later.done.done():
+                elif later.done.done() and isinstance(execution, Resumed):
                     execution.is_over()
+                elif later.done.done():
+                    execution.request.fail(_Unanswered())
         try:
             reply = await done
+        except _Unanswered as error:
+            return {"status": "error", "ename": "NoReply", "evalue": str(error), "traceback": []}
         except _NeverBegan:
             return {"status": "error", "ename": "KeyboardInterrupt", "evalue": "", "traceback": []}
         if reply.metadata.get("session_gateway", {}).get("truncated"):
@@ -471,6 +513,10 @@ class Kernel:
             await asyncio.sleep(_LAST_WORDS_S)
         self.channels.fail(KernelGone(exit_.reason))
         self.ended.set_result(exit_)
+
+
+def _nothing(*told: Any) -> None:
+    """For who does not listen."""
 
 
 @asynccontextmanager

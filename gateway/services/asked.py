@@ -6,6 +6,7 @@ import orjson
 
 from gateway.models.executions import Execution, Status
 from gateway.services.front_ends import FrontEnd, FrontEnds
+from kernels.channels import Channel
 from kernels.messages import Message, received
 from kernels.outputs import error_of
 
@@ -13,7 +14,10 @@ from kernels.outputs import error_of
 class AskedCell:
     """An `execute_request` on its way; whatever happens it is answered, by the kernel or in its stead."""
 
-    def __init__(self, request: Message, front_end: FrontEnd, front_ends: FrontEnds) -> None:
+    def __init__(
+        self, request: Message, front_end: FrontEnd, front_ends: FrontEnds, channel: Channel = "shell"
+    ) -> None:
+        self._channel = channel
         self.request = request
         self.front_end = front_end
         self._front_ends = front_ends
@@ -38,6 +42,17 @@ class AskedCell:
         return code if isinstance(code, str) else ""
 
     @property
+    def readable(self) -> bool:
+        """Whether a kernel can read it: one that can't says nothing, ever."""
+        request = self.request
+        try:
+            for part in (request.header, request.parent, request.metadata, request.content):
+                orjson.dumps(part)
+        except TypeError:  # it is nested too deep
+            return False
+        return isinstance(request.content.get("code"), str)
+
+    @property
     def silent(self) -> bool:
         return bool(self.request.content.get("silent"))
 
@@ -50,7 +65,7 @@ class AskedCell:
         self._answered = True
         if message.metadata.get("session_gateway", {}).get("truncated"):
             self._tell_truncated()
-        self.front_end.put("shell", message)
+        self.front_end.put(self._channel, message)
 
     def _tell_truncated(self) -> None:
         """Before the reply: after it a front end may listen no more."""

@@ -44,6 +44,7 @@ from gateway.models.executions import (
 from gateway.models.pages import PageRequest
 from gateway.models.sessions import CreateSession
 from gateway.services.asked import AskedCell
+from gateway.services.beside import BesideService
 from gateway.services.front_ends import FrontEnd
 from gateway.services.live import Live
 from gateway.services.live_session import LiveSession
@@ -73,7 +74,9 @@ class ExecutionService:
     def __init__(
         self, settings: Settings, store: Store, live: Live, sessions: SessionService, recorder: Recorder,
         spawn: Spawn, metrics: Metrics, engine: Engine, past: PastRuns,
+        beside: BesideService,
     ) -> None:  # fmt: skip
+        self._beside = beside
         self._settings = settings
         self._store = store
         self._engine = engine
@@ -265,8 +268,11 @@ class ExecutionService:
         try:
             try:
                 begun = await self._begun_before(live)
-                runs = [self._resumed(live, record, past) for record, past in begun]
-                self._spawn(self._answer_late(live, {run.id for run in runs}))
+                self._spawn(self._answer_late(live, {record.id for record, _ in begun}))
+                for record, past in begun:
+                    if past.beside and live.kernel is not None:
+                        self._beside.take_over(live, live.kernel, record, self._asked_before(live, record, past))
+                runs = [self._resumed(live, record, past) for record, past in begun if not past.beside]
                 live.queue.extendleft(reversed(runs))
                 self._metrics.queued.inc(len(runs))
                 self._recent.update((run.id, run) for run in runs)
@@ -315,17 +321,21 @@ class ExecutionService:
                 raise Unavailable(why, retry_after_s=2) from None
 
     def _resumed(self, live: LiveSession, record: Execution, past: PastRun) -> Run:
-        front_end = live.front_ends.known(record.asked_by, record.created_by)
-        asked = None
-        if front_end is not None:
-            header = past.request or {"msg_id": record.id, "msg_type": "execute_request", "session": record.asked_by}
-            asked = AskedCell.again(header, record.code, front_end, live.front_ends)
         run = Run(
             record, env={}, stdin=None, interactive=True, store_history=True, update_data=None,
-            journal_bytes=2 * self._settings.output_limit_bytes, past=past, asked=asked,
+            journal_bytes=2 * self._settings.output_limit_bytes, past=past,
+            asked=self._asked_before(live, record, past),
         )  # fmt: skip
         run.keep_on = True
         return run
+
+    def _asked_before(self, live: LiveSession, record: Execution, past: PastRun) -> AskedCell | None:
+        """The cell as the front end sent it to an earlier gateway, if that one is known."""
+        front_end = live.front_ends.known(record.asked_by, record.created_by)
+        if front_end is None:
+            return None
+        header = past.request or {"msg_id": record.id, "msg_type": "execute_request", "session": record.asked_by}
+        return AskedCell.again(header, record.code, front_end, live.front_ends)
 
     async def _answer_late(self, live: LiveSession, resumed: set[str]) -> None:
         """Answer cells whose end is on record, but not known to the front end that sent them to an earlier gateway."""
@@ -558,6 +568,14 @@ class ExecutionService:
         if run is not None and run.record.session_uid == uid:
             return ExecutionView.of(run.record)
         return ExecutionView.of(await self._store.get_execution(uid, execution_id))
+
+    async def record(self, uid: str, execution_id: str) -> Execution:
+        """Of a run as it stands, once it is known what an earlier gateway had begun. Raises `ExecutionNotFound`."""
+        await self._taken_over(uid)
+        run = self._recent.get(execution_id)
+        if run is not None and run.record.session_uid == uid:
+            return run.record
+        return await self._store.get_execution(uid, execution_id)
 
     async def list(self, session_id: str, page: PageRequest) -> ExecutionList:
         found = await self._store.list_executions(await self._sessions.uid_of(session_id), page)

@@ -177,7 +177,7 @@ class FrontEnds:
         self._remembered_s = remembered_s
         self._all: list[FrontEnd] = []
         self._kernel_session = session_id  # what the kernel signs its messages with; until one is heard a stand-in
-        self.beside = 0  # cells that run beside the queue, in subshells
+        self.beside: list[FrontEnd | None] = []  # who has a cell beside the queue, once for each
 
     def __iter__(self) -> Iterator[FrontEnd]:
         return iter(self._all)

@@ -129,7 +129,7 @@ class LiveSession:
 
     @property
     def busy(self) -> bool:
-        return self.current is not None or bool(self.queue) or self.front_ends.beside > 0
+        return self.current is not None or bool(self.queue) or bool(self.front_ends.beside)
 
     @property
     def has_unsaved_work(self) -> bool:
