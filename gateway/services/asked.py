@@ -22,6 +22,7 @@ class AskedCell:
         self.front_end = front_end
         self._front_ends = front_ends
         self._answered = False
+        self._opening = front_end.openings
 
     @classmethod
     def again(cls, header: dict[str, Any], code: str, front_end: FrontEnd, front_ends: FrontEnds) -> Self:
@@ -63,6 +64,7 @@ class AskedCell:
 
     def reply(self, message: Message) -> None:
         self._answered = True
+        self.front_end.settle(self._opening)
         if message.metadata.get("session_gateway", {}).get("truncated"):
             self._tell_truncated()
         self.front_end.put(self._channel, message)
@@ -84,6 +86,21 @@ class AskedCell:
             content = {**told, "execution_count": record.execution_count}
             self.reply(self._front_ends.made("execute_reply", content, self.request.header))
 
+    def tell_again(self, record: Execution) -> None:
+        """All that came of it, to a client that has none of it."""
+        header, put = self.request.header, self.front_end.put
+        put("iopub", self._front_ends.made("status", {"execution_state": "busy"}, header))
+        put("iopub", self._front_ends.made("execute_input", _input_of(record), header))
+        for output in record.outputs:
+            put("iopub", self._front_ends.made(output["output_type"], _content_of(output), header))
+        self.reply_again(record)
+
+    def reply_again(self, record: Execution) -> None:
+        self.answer(record)
+        self.front_end.put(
+            "iopub", self._front_ends.made("status", {"execution_state": "idle"}, self.request.header)
+        )  # fmt: skip
+
     def conclude(self, ename: str, evalue: str, *, aborted: bool = False) -> None:
         """Answer in the kernel's stead, unless it has."""
         if self._answered:
@@ -94,3 +111,11 @@ class AskedCell:
         if not aborted:
             self.front_end.put("iopub", made("error", error, parent))
         self.front_end.put("iopub", made("status", {"execution_state": "idle"}, parent))
+
+
+def _input_of(record: Execution) -> dict[str, Any]:
+    return {"code": record.code, "execution_count": record.execution_count}
+
+
+def _content_of(output: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in output.items() if name != "output_type"}

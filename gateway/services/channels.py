@@ -128,6 +128,8 @@ class ChannelService:
         if not asked.readable:
             why = "Its code is no text, or something else in it is nested too deep."
             self._refuse(live, front_end, channel, message, why, "Invalid")
+        elif await self._executions.known_before(live, asked, front_end.caller):
+            return
         elif channel == "shell" and message.header.get("subshell_id") is None:
             self._executions.ask(live, asked, front_end.caller)
         else:

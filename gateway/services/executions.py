@@ -224,14 +224,10 @@ class ExecutionService:
             live.outbox.execution(run.record.model_copy())
 
     def ask(self, live: LiveSession, asked: AskedCell, caller: str) -> None:
-        """Queue a cell that a front end has sent; one that is known here already is not run again.
+        """Queue a cell that a front end has sent, and that was not `known_before`.
 
         Nobody need follow it, and it has no timeout but the session's own: who sent it interrupts it.
         """
-        if (known := self._recent.get(asked.request.id)) is not None:
-            if known.record.session_uid != live.uid:
-                asked.conclude("Conflict", "Its msg_id is that of another session's run.")
-            return
         record = Execution(
             id=asked.request.id,
             session_uid=live.uid,
@@ -255,6 +251,41 @@ class ExecutionService:
             self._queue(live, run)
         except GatewayError as error:
             asked.conclude(type(error).__name__, error.sentence)
+
+    async def known_before(self, live: LiveSession, asked: AskedCell, caller: str) -> bool:
+        """Whether a cell was sent before, by a client that does not know: then it is answered, and not run again.
+
+        It is looked for in the store as long as its client may be unsure. One that has heard the rest, or will, is
+        told how the cell ended; one that can't have it gets its outputs too.
+        """
+        run = self._recent.get(asked.request.id)
+        known: Run | Execution | None = run
+        if run is None and asked.front_end.unsure:
+            known = await self._known(live.session.id, asked.request.id)
+        if known is None:
+            return False
+        record = known.record if isinstance(known, Run) else known
+        first = known.asked if isinstance(known, Run) else None
+        if (record.session_uid, record.source, record.created_by) != (live.uid, "jupyter", caller):
+            asked.conclude("Conflict", "Its msg_id is that of another run.")
+        elif isinstance(known, Run) and not known.finished.is_set():
+            if first is None or first.front_end is not asked.front_end:
+                self._spawn(self._answer_once_over(known, asked))
+        elif record.finished_at is None:
+            asked.conclude("Conflict", "It is run already, and its end is not known here.")
+        elif (first is not None and first.front_end is asked.front_end) or self._has_heard(asked, record):
+            asked.reply_again(record)
+        else:
+            asked.tell_again(record)
+        return True
+
+    def _has_heard(self, asked: AskedCell, record: Execution) -> bool:
+        """Whether all that was published about it came to its client, or will: it was remembered all the time."""
+        return asked.front_end.openings > 1 and asked.front_end.session_id == record.asked_by
+
+    async def _answer_once_over(self, run: Run, asked: AskedCell) -> None:
+        await run.finished.wait()
+        asked.answer(run.record)
 
     # Runs that an earlier gateway had begun, in a kernel that has outlived it
 

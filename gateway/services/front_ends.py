@@ -48,6 +48,8 @@ class FrontEnd:
         self.caller = caller
         self.position = position
         self._has = Note("", "")
+        self.openings = 0  # of a socket for it
+        self._settled = 0
         self.behind = False
         self._held: list[Envelope] = []
         self.left_at: float | None = None  # monotonic; None while its socket is open
@@ -70,6 +72,7 @@ class FrontEnd:
             self.leave(former)
             former.close(_CODE_REPLACED, "The same client has come back on another connection.")
         self._socket, self.left_at = socket, None
+        self.openings += 1
         if self.position is not None:
             self._has = self.position.noted
         if self._missed:
@@ -117,6 +120,15 @@ class FrontEnd:
     def miss(self, count: int) -> None:
         """So many messages are lost."""
         self._missed += count
+
+    @property
+    def unsure(self) -> bool:
+        """Whether it may send again what it sent on an earlier connection: nothing of this one was answered yet."""
+        return self._settled != self.openings
+
+    def settle(self, opening: int) -> None:
+        """A cell was answered that it had sent on this connection."""
+        self._settled = opening
 
     def send_away(self, code: int, reason: str) -> None:
         if self._socket is not None:
@@ -229,7 +241,7 @@ class FrontEnds:
         """Remember those that an earlier gateway had: they are behind, until `caught_up`."""
         for session_id, caller, position in self._positions.left():
             one = FrontEnd(session_id, caller, self._limit_bytes, position)
-            one.left_at, one.behind = time.monotonic(), True
+            one.left_at, one.behind, one.openings = time.monotonic(), True, 1
             self._all.append(one)
         self._in_journal = True
 

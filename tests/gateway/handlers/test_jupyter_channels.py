@@ -522,11 +522,45 @@ async def test_what_is_no_message_ends_the_connection_with_a_reason(
 async def test_a_request_that_is_sent_again_runs_once(api: Api, session_id: str) -> None:
     async with front_end(api.url, await kernel_of(api, session_id)) as client:
         await client.run("n = 0")
-        first = await client.execute("n += 1", header={"msg_id": "same"})
-        await client.execute("n += 1", header={"msg_id": "same"})
-        assert first
+        for _ in range(2):
+            await client.execute("n += 1", header={"msg_id": "same"})
         await client.outcome("same")
         assert result((await client.run("n"))[1]) == "1"
+
+
+@pytest.mark.parametrize("session", ["same", "other", None])
+async def test_a_cell_that_is_sent_again_on_another_connection_is_answered_and_not_run_again(
+    api: Api, session_id: str, session: str | None
+) -> None:
+    kernel_id = await kernel_of(api, session_id)
+    async with front_end(api.url, kernel_id, session="same") as before:
+        await before.run("n = 0")
+        await before.run("n += 1\nprint('ran')\nn", header={"msg_id": "again"})
+    async with front_end(api.url, kernel_id, session=session) as after:
+        reply, published = await after.run("n += 1\nprint('ran')\nn", header={"msg_id": "again"})
+        _, counted = await after.run("n")
+
+    outputs = [one.type for one in published if one.type in ("stream", "execute_result")]
+    assert (reply.content["status"], reply.content["execution_count"]) == ("ok", 2)
+    assert result(counted) == "1"
+    assert outputs == ([] if session == "same" else ["stream", "execute_result"])
+
+
+async def test_a_cell_that_is_sent_again_while_it_runs_is_answered_when_it_ends(api: Api, session_id: str) -> None:
+    kernel_id = await kernel_of(api, session_id)
+    async with front_end(api.url, kernel_id) as before:
+        await before.run("n = 0")
+        await before.execute("print('on', flush=True); input(); n += 1", header={"msg_id": "again"})
+        await before.until(lambda got: got.type == "input_request")
+        before.vanish()
+    async with front_end(api.url, kernel_id) as after:
+        await after.execute("n += 1", header={"msg_id": "again"})
+        await after.outcome(await after.send("kernel_info_request", {}))
+        await api.post(f"/api/sessions/{session_id}/input", {"text": ""})
+        reply, _ = await after.outcome("again")
+        _, counted = await after.run("n")
+
+    assert (reply.content["status"], result(counted)) == ("ok", "1")
 
 
 async def test_a_slow_client_is_sent_away_and_holds_up_nobody(tmp_path: Path, session_id: str) -> None:

@@ -125,6 +125,23 @@ async def test_what_was_asked_and_answered_before_is_not_told_again_nor_to_other
     assert not [got for client in (one, other, new) for got in client.seen if got.text == "ask\n"]
 
 
+async def test_a_cell_that_is_sent_again_after_a_kill_is_answered_from_the_record(own: GatewayProcess) -> None:
+    kernel_id = await kernel_of(own, "lasting")
+    async with front_end(own.url, kernel_id, session=None) as before:
+        await before.run("n = 0")
+        await before.run("n += 1\nprint('ran')", header={"msg_id": "again"})
+        async with Api(own.url) as api:
+            await api.get("/api/sessions/lasting/history")
+        await own.kill()
+    await own.start()
+    async with front_end(own.url, kernel_id, session=None) as after:
+        reply, published = await after.run("n += 1\nprint('ran')", header={"msg_id": "again"})
+        _, counted = await after.run("n")
+
+    assert (reply.content["status"], text_of(published)) == ("ok", "ran\n")
+    assert [one.content["data"]["text/plain"] for one in counted if one.type == "execute_result"] == ["1"]
+
+
 async def test_cells_that_had_not_begun_are_told_as_aborted(own: GatewayProcess) -> None:
     kernel_id = await kernel_of(own, "lasting")
     async with front_end(own.url, kernel_id, session="stays") as before:
