@@ -535,9 +535,9 @@ async def test_a_cell_that_is_sent_again_on_another_connection_is_answered_and_n
     kernel_id = await kernel_of(api, session_id)
     async with front_end(api.url, kernel_id, session="same") as before:
         await before.run("n = 0")
-        await before.run("n += 1\nprint('ran')\nn", header={"msg_id": "again"})
+        await before.run("n += 1\nprint('ran')\nn", header={"msg_id": f"again-{session_id}"})
     async with front_end(api.url, kernel_id, session=session) as after:
-        reply, published = await after.run("n += 1\nprint('ran')\nn", header={"msg_id": "again"})
+        reply, published = await after.run("n += 1\nprint('ran')\nn", header={"msg_id": f"again-{session_id}"})
         _, counted = await after.run("n")
 
     outputs = [one.type for one in published if one.type in ("stream", "execute_result")]
@@ -550,14 +550,14 @@ async def test_a_cell_that_is_sent_again_while_it_runs_is_answered_when_it_ends(
     kernel_id = await kernel_of(api, session_id)
     async with front_end(api.url, kernel_id) as before:
         await before.run("n = 0")
-        await before.execute("print('on', flush=True); input(); n += 1", header={"msg_id": "again"})
+        await before.execute("print('on', flush=True); input(); n += 1", header={"msg_id": f"again-{session_id}"})
         await before.until(lambda got: got.type == "input_request")
         before.vanish()
     async with front_end(api.url, kernel_id) as after:
-        await after.execute("n += 1", header={"msg_id": "again"})
+        await after.execute("n += 1", header={"msg_id": f"again-{session_id}"})
         await after.outcome(await after.send("kernel_info_request", {}))
         await api.post(f"/api/sessions/{session_id}/input", {"text": ""})
-        reply, _ = await after.outcome("again")
+        reply, _ = await after.outcome(f"again-{session_id}")
         _, counted = await after.run("n")
 
     assert (reply.content["status"], result(counted)) == ("ok", "1")
