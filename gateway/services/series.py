@@ -26,7 +26,7 @@ from gateway.models.idempotency import KeptAnswer
 from gateway.models.notebooks import SeriesStatus
 from gateway.models.series import KeptSeries, SeriesKind, run_id
 from gateway.services.executions import ExecutionService
-from gateway.services.idempotency import full_key
+from gateway.services.idempotency import KEPT_FOR, full_key
 from gateway.services.journal import Journal
 from gateway.services.recorder import Recorder, Spawn
 from gateway.services.runs import Run
@@ -104,15 +104,10 @@ class SeriesService:
             kind=kind, id=series.id, gateway_id=self._settings.gateway_id, asked=asked, started_at=series.started_at
         )
         asked_json = kept.model_dump_json()  # as it is now: its work writes into it
-        await self._keep(series.uid, kept)
+        reservation = _answer(series.uid, kept)  # which also makes room: older ones go
+        await self._recorder.write(partial(self._recorder.store.reserve_answer, reservation, now() - KEPT_FOR))
         self._known[series.id] = series
         self._spawn(self._perform(series, asked_json, work))
-
-    async def _keep(self, uid: str, kept: KeptSeries) -> None:
-        answer = KeptAnswer(
-            key=_key(uid, kept.id), request_digest=uid, created_at=now(), body=kept.model_dump_json().encode()
-        )
-        await self._recorder.write(partial(self._recorder.store.keep_answer, answer))
 
     async def past(self, uid: str, kind: SeriesKind, series_id: str) -> tuple[Series, KeptSeries]:
         """One that is not under way here any more, and how it stands as far as is known. Raises `SeriesNotFound`."""
@@ -158,7 +153,8 @@ class SeriesService:
             series.finished.set()
             self._forget_old()
         ended = {"status": series.status, "reason": series.reason, "finished_at": series.finished_at}
-        await self._keep(series.uid, KeptSeries.model_validate_json(kept).model_copy(update=ended))
+        answer = _answer(series.uid, KeptSeries.model_validate_json(kept).model_copy(update=ended))
+        await self._recorder.write(partial(self._recorder.store.keep_answer, answer))
 
     async def run(
         self, series: Series, session_id: str, request: RunRequest, caller: str, *, index: int, **about: Any
@@ -216,6 +212,11 @@ class SeriesService:
             if series.finished.is_set():
                 del self._known[series.id]
                 total_bytes -= held_bytes(series)
+
+
+def _answer(uid: str, kept: KeptSeries) -> KeptAnswer:
+    body = kept.model_dump_json().encode()
+    return KeptAnswer(key=_key(uid, kept.id), request_digest=uid, created_at=now(), body=body)
 
 
 def _key(uid: str, series_id: str) -> str:

@@ -563,6 +563,18 @@ async def test_a_cell_that_is_sent_again_while_it_runs_is_answered_when_it_ends(
     assert (reply.content["status"], result(counted)) == ("ok", "1")
 
 
+async def test_a_frame_past_the_limit_ends_the_connection_and_nothing_else(tmp_path: Path, session_id: str) -> None:
+    async with gateway_process(tmp_path / "data", body_limit_bytes=100_000) as own, Api(own.url) as api:
+        kernel_id = await kernel_of(api, session_id)
+        async with front_end(own.url, kernel_id) as other, front_end(own.url, kernel_id) as client:
+            await client.execute("x = 1")
+            await client.execute(f"x = {'1' * 200_000}")
+            with pytest.raises(EOFError) as closed:
+                await client.until(lambda got: False)
+            assert result((await other.run("x"))[1]) == "1"
+    assert closed.value.args[0] in (1009, None)
+
+
 async def test_a_slow_client_is_sent_away_and_holds_up_nobody(tmp_path: Path, session_id: str) -> None:
     async with (
         gateway_process(tmp_path / "data", front_end_buffer_bytes=4_000_000) as gateway,
