@@ -48,10 +48,12 @@ class FrontEnd:
         self.caller = caller
         self.position = position
         self._has = Note("", "")
+        self._note: Callable[[], None] = lambda: None  # what notes that
         self.openings = 0  # of a socket for it
         self._settled = 0
         self.behind = False
         self._held: list[Envelope] = []
+        self._held_bytes = 0
         self.left_at: float | None = None  # monotonic; None while its socket is open
         self._limit_bytes = limit_bytes
         self._socket: Socket | None = None
@@ -75,6 +77,7 @@ class FrontEnd:
         self.openings += 1
         if self.position is not None:
             self._has = self.position.noted
+            self._note = self.position.noting(self._has)
         if self._missed:
             missed, self._missed = self._missed, 0
             text = f"\n[{missed} messages were left out: more came than are kept for a client that is slow or away]\n"
@@ -96,10 +99,13 @@ class FrontEnd:
         self.send(Envelope(channel, message))
 
     def send(self, envelope: Envelope) -> None:
-        if self.behind:
-            self._held.append(envelope)
-        else:
+        if not self.behind:
             self.give(envelope)
+        elif self._held_bytes < self._limit_bytes or envelope.message.type not in _OUTPUTS:
+            self._held.append(envelope)
+            self._held_bytes += envelope.size_bytes
+        else:
+            self._missed += 1
 
     def give(self, envelope: Envelope) -> None:
         """Send, also while it is behind."""
@@ -113,7 +119,7 @@ class FrontEnd:
 
     def caught_up(self) -> None:
         """It has been given what it had missed."""
-        self.behind, held, self._held = False, self._held, []
+        self.behind, held, self._held, self._held_bytes = False, self._held, [], 0
         for envelope in held:
             self.give(envelope)
 
@@ -148,12 +154,14 @@ class FrontEnd:
         """After a kill it is sent what is not noted."""
         if self.position is None:
             return None
-        before = self._has
+        before, has = self._note, self._has
         if envelope.published:
-            self._has = before._replace(heard=envelope.message.id)
+            self._has = Note(envelope.message.id, has.replied)
         elif envelope.message.type == "execute_reply":
-            self._has = before._replace(replied=envelope.message.parent_id or "")
-        return self.position.noting(self._has), self.position.noting(before)
+            self._has = Note(has.heard, envelope.message.parent_id or "")
+        if self._has is not has:
+            self._note = self.position.noting(self._has)
+        return self._note, before
 
     def _sent(self, sent: "asyncio.Future[None]") -> None:
         """In the order in which they were written; who failed stays, until the socket is known to be closed."""

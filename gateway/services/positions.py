@@ -36,6 +36,7 @@ class Position:
     def __init__(self, positions: "Positions", slot: int) -> None:
         self._positions = positions
         self._at = slot * _SLOT
+        self._map = positions.map
 
     @property
     def noted(self) -> Note:
@@ -55,9 +56,9 @@ class Position:
 
     def _note(self, text: bytes) -> None:
         """A kill at any moment leaves this note or the one before."""
-        if not self._positions.is_open:
+        if not self._positions.holds(self._map):
             return
-        map_, at = self._positions.map, self._at + _NOTE
+        map_, at = self._map, self._at + _NOTE
         half = 1 - map_[at]
         start = at + 1 + _HALF * half
         map_[start : start + len(text)] = text
@@ -95,9 +96,9 @@ class Positions:
         self.map[at : at + 2] = len(who).to_bytes(2, "little")
         return Position(self, slot)
 
-    @property
-    def is_open(self) -> bool:
-        return self._count > 0
+    def holds(self, map_: mmap.mmap) -> bool:
+        """Whether this is still where notes are kept."""
+        return self._count > 0 and map_ is self.map
 
     def left(self) -> list[tuple[str, str, Position]]:
         """Session id, caller and position of the front ends that an earlier gateway had."""

@@ -1,11 +1,17 @@
 """Jupyter's kernels, kernelspecs and sessions, as its clients ask for them."""
 
+from pathlib import Path
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 
+from gateway.models.base import now
+from gateway.models.sessions import Session
+from gateway.states import State
+from gateway.stores.sqlite import SqliteStore
 from tests.api import Api
+from tests.gateways import gateway_process
 
 J = "/jupyter/api"
 
@@ -244,3 +250,18 @@ async def test_closing_a_notebook_deletes_its_session(api: Api) -> None:
 
     await api.get(f"/api/sessions/{opened['kernel']['session_id']}", 404)
     assert await api.get(f"{J}/sessions") == []
+
+
+@pytest.mark.slow
+async def test_all_kernels_are_listed_however_many_sleep(tmp_path: Path) -> None:
+    store, at = SqliteStore(tmp_path / "data" / "gateway.sqlite"), now()
+    async with store.opened():
+        for n in range(1500):
+            asleep = Session(uid=uuid4().hex, id=f"s{n}", name="s", state=State.IDLE, created_at=at, updated_at=at)
+            await store.create_session(asleep)
+    async with gateway_process(tmp_path / "data") as own, Api(own.url) as api:
+        kernels, opened = await api.get(f"{J}/kernels"), await api.get(f"{J}/sessions")
+        status = await api.get(f"{J}/status")
+
+    assert {one["session_id"] for one in kernels} == {one["path"] for one in opened} == {f"s{n}" for n in range(1500)}
+    assert (len(kernels), status["kernels"]) == (1500, 1500)
