@@ -72,7 +72,7 @@ def read(frame: str | bytes, *, v1: bool) -> tuple[Channel, Message]:
 
 def _check_header(header: dict[str, Any]) -> None:
     """A kernel drops what has another kind of header, and whoever waits for its answer waits for ever."""
-    for name in ("session", "username", "version", "date", "subshell_id"):
+    for name in ("session", "username", "version", "subshell_id"):  # a date may be a number, as Jupyter Server sends it
         if not isinstance(header.get(name), str | None):
             raise BadMessage(f"{name} in its header is not a text.")
     if not _VERSION.fullmatch(header.get("version") or "5"):

@@ -274,7 +274,7 @@ async def test_what_is_nested_too_deep_harms_nobody(api: Api, session_id: str, v
 
 @pytest.mark.parametrize(
     "header",
-    [{"version": "x"}, {"version": 5}, {"session": 5}, {"subshell_id": ["a"]}, {"date": {}}, {"username": []},
+    [{"version": "x"}, {"version": 5}, {"session": 5}, {"subshell_id": ["a"]}, {"username": []},
      {"msg_id": "x" * 129}, {"msg_id": 5}],
 )  # fmt: skip
 async def test_a_header_that_a_kernel_would_drop_ends_the_connection(
