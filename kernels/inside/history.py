@@ -5,13 +5,37 @@ IPython's own is kept in a file, which all sessions of a user would share.
 
 from __future__ import annotations
 
+import contextlib
 import re
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
 from fnmatch import translate
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
-from IPython.core.history import HistoryManager
+from IPython.core.history import HistoryManager, HistoryOutput
+
+from .streams import BoundedStream
 
 _FEW = 10  # that are told when it is not said how many
+
+
+def keep_history(shell: Any) -> None:
+    """Keep that of this shell so, from now on."""
+    shell.history_manager.__class__ = SessionHistory
+    shell.history_manager.outputs = Outputs(list)
+    shell._tee = partial(_tee, shell, shell._tee)
+
+
+class Outputs(defaultdict[int, list[HistoryOutput]]):
+    """By the number of their cell. Who adds one finds there what was printed before."""
+
+    def __getitem__(self, number: int) -> list[HistoryOutput]:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, BoundedStream):
+                stream.flush()
+        return super().__getitem__(number)
 
 
 class SessionHistory(HistoryManager):
@@ -45,3 +69,30 @@ class SessionHistory(HistoryManager):
 
 def _last(items: list[Any], n: int) -> list[Any]:
     return items[-n:] if n > 0 else []
+
+
+@contextlib.contextmanager
+def _tee(shell: Any, stock: Any, channel: Literal["stdout", "stderr"]) -> Iterator[None]:
+    """Take down what a cell prints, for `%notebook`, as it is sent. IPython's own looks at each write: slow."""
+    stream = getattr(sys, channel)
+    if not isinstance(stream, BoundedStream):
+        with stock(channel):
+            yield
+        return
+    cells, number = shell.history_manager.outputs, shell.execution_count
+    kind: Literal["out_stream", "err_stream"] = "out_stream" if channel == "stdout" else "err_stream"
+
+    def take_down(text: str) -> None:
+        if text:
+            outputs = cells.setdefault(number, [])
+            if not outputs or outputs[-1].output_type != kind:
+                outputs.append(HistoryOutput(output_type=kind, bundle={"stream": []}))
+            outputs[-1].bundle["stream"].append(text)
+
+    before = stream.take_down
+    stream.take_down = take_down
+    try:
+        yield
+    finally:
+        stream.flush()
+        stream.take_down = before

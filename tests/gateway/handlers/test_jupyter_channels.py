@@ -1,5 +1,6 @@
 """A kernel's websocket: both framings, several clients, who is answered, who comes back, who is too slow."""
 
+import ast
 import asyncio
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -209,6 +210,19 @@ async def test_what_was_run_before_a_sleep_can_be_searched_after_it(api: Api, se
         reply, _ = await client.outcome(await client.send("history_request", search))
 
     assert [[line, source] for _, line, (source, _) in reply.content["history"]] == [[3, "x + 1"], [4, "x = 1"]]
+
+
+async def test_what_cells_printed_is_where_ipython_keeps_it(api: Api, session_id: str) -> None:
+    await api.run(session_id, "for n in range(3): print(n)")
+    await api.run(session_id, "import sys\nprint('out'); print('err', file=sys.stderr); print('out'); 42")
+    kept = "[[(o.output_type, ''.join(o.bundle.get('stream', []))) for o in get_ipython().history_manager.outputs[n]]"
+
+    answer = await api.run(session_id, f"{kept} for n in (1, 2)]")
+
+    assert ast.literal_eval(answer["result"]) == [
+        [("out_stream", "0\n1\n2\n")],
+        [("out_stream", "out\n"), ("err_stream", "err\n"), ("out_stream", "out\n"), ("execute_result", "")],
+    ]
 
 
 async def test_a_subshell_runs_a_cell_while_another_runs(api: Api, session_id: str) -> None:
