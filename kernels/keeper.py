@@ -18,15 +18,12 @@ import socket
 import struct
 import sys
 import tempfile
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
-
-import zmq
 
 from kernels import cgroups
 from kernels.children import Child, Journaling, MemoryWatch, Order, connection_at
@@ -34,6 +31,7 @@ from kernels.disk_watch import DiskWatch
 from kernels.engine import Exit
 from kernels.errors import KernelGone, KernelsError, Refused, StartFailed
 from kernels.inherited import Inherited, Kin, remove
+from kernels.intake import Intake
 from kernels.journal import JournalWriter
 from kernels.logs import Log
 from kernels.offers import Offer
@@ -50,7 +48,6 @@ KINDS: dict[str, type[KernelsError]] = {"start_failed": StartFailed, "refused": 
 _UNREAD_BYTES = 4 * 2**20  # answers that a gateway may leave unread
 _GRACE_S = 2.0  # without kernels and gateways
 _FIRST_GRACE_S = 15.0  # until the first gateway comes
-_MOST_SOCKETS = 65_536
 _INITS = "inits"  # the group of first processes that stay for copies
 _NAME = re.compile(r"[0-9A-Za-z_-]{1,64}")
 _CREDENTIALS = struct.Struct("3i")
@@ -169,7 +166,7 @@ class Keeper:
         self._over = asyncio.Event()
         self._lock: int | None = None
         self._runtime: Path
-        self._context: zmq.Context[zmq.Socket[bytes]]
+        self._intake = Intake()
         self._tasks: asyncio.TaskGroup
         self._pools: Pools
 
@@ -184,11 +181,10 @@ class Keeper:
         self._runtime = Path(tempfile.mkdtemp(prefix="sg-", dir=_short_temp()))
         announcement = self._folders.keepers / f"{self.id}.json"
         try:
-            with _context() as self._context:
-                async with asyncio.TaskGroup() as self._tasks:
-                    self._kin = Kin(_swept_groups())
-                    self._pools = Pools(self._runtime / "nobody", self._tasks, self._kin)
-                    await self._serve(announcement, ready)
+            async with asyncio.TaskGroup() as self._tasks:
+                self._kin = Kin(_swept_groups())
+                self._pools = Pools(self._runtime / "nobody", self._tasks, self._kin)
+                await self._serve(announcement, ready)
         finally:
             announcement.unlink(missing_ok=True)
             shutil.rmtree(self._runtime, ignore_errors=True)
@@ -475,7 +471,7 @@ class Keeper:
                 await launch()
             finally:
                 self._launching -= 1
-            self._journalings[kernel_id] = Journaling(self._context, child, writer, lambda: self._heard(child))
+            self._journalings[kernel_id] = Journaling(self._intake, child, writer, lambda: self._heard(child))
         except BaseException:
             self._drop(child)
             self._folders.forget(kernel_id)
@@ -626,16 +622,6 @@ def _locked(path: Path) -> int | None:
         os.close(fd)
         return None
     return fd
-
-
-@contextmanager
-def _context() -> "Iterator[zmq.Context[zmq.Socket[bytes]]]":
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    context.set(zmq.MAX_SOCKETS, _MOST_SOCKETS)
-    try:
-        yield context
-    finally:
-        context.destroy(linger=0)
 
 
 def _short_temp() -> str:
