@@ -26,6 +26,7 @@ Isolation = Literal["strict", "best-effort", "none"]
 
 _TURNED_OFF = "isolation is off"
 _TMP_BYTES = 1 << 30
+_NICE = 10  # where there are no groups, gateway and keeper come first all the same
 _OPEN_FILES = 4096
 _FRESH_S = 60.0
 _SETUPS = 1000  # users of the host that setups become, and kernels do not
@@ -84,6 +85,8 @@ class Confinement:
         plan = self.plan(launch.spec, launch.network, interpreters)
         if self.host.cgroups is None and (self.host.own_uids or _counts_processes_by_namespace()):
             limits["processes"] = launch.limits.pids
+        if self.host.cgroups is None:
+            limits["nice"] = _NICE
         missing = {wall.name: wall.reason for wall in self.host.missing}
         if launch.network == "host":
             missing["network"] = "the session has the network of this host"

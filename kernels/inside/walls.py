@@ -120,7 +120,7 @@ def close(plan: Plan, trees: Mapping[str, int], *, hostname: str, limits: Mappin
     """Put up what is left, in the child; it can't be undone. Returns the names of the walls that stand.
 
     The trees are mounted where they are outside, and their descriptors closed. Limits: `open_files`, `processes`,
-    `file_bytes`, `data_bytes`, `oom_score`; each may be missing. Raises `WallError`: the process must end then.
+    `file_bytes`, `data_bytes`, `oom_score`, `nice`; each may be missing. Raises `WallError`: the process must end then.
     """
     walls = list(plan.get("namespaces", ()))
     if "mount" in walls:
@@ -364,6 +364,8 @@ def _limit(limits: Mapping[str, Any]) -> None:
     }
     if limits.get("oom_score") is not None:
         _write("limits", "/proc/self/oom_score_adj", str(limits["oom_score"]))
+    if limits.get("nice"):
+        os.nice(limits["nice"])
     for kind, value in wanted.items():
         if value is None:
             continue

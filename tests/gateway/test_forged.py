@@ -1,4 +1,4 @@
-"""A session owns its kernel's sockets and may say anything on them: gateway and keeper stay small, neighbours are served.
+"""A session may say anything on its kernel's sockets: gateway and keeper stay small, and neighbours are served.
 
 The figure is that of the README: what gateway and keeper hold of all that is on its way to them.
 """
