@@ -10,7 +10,7 @@ from typing import Any, Literal
 from kernels.errors import KernelGone
 from kernels.intake import Intake
 from kernels.messages import BadMessage, Content, Message, Wire
-from kernels.sockets import Address, Socket
+from kernels.sockets import Socket, address_of
 from kernels.zmtp import Cut, Kind
 
 log = logging.getLogger(__name__)
@@ -274,12 +274,6 @@ class Channels:
         request = self._requests.get(message.parent_id or "")
         if request is not None:
             request.hear_live(message)
-
-
-def address_of(connection: Mapping[str, Any], name: str) -> Address:
-    """Where a kernel's channel is, as its connection file has it."""
-    ip, port = connection["ip"], connection[f"{name}_port"]
-    return (ip, port) if connection["transport"] == "tcp" else f"{ip}-{port}"
 
 
 @asynccontextmanager

@@ -23,7 +23,6 @@ from uuid import uuid4
 import psutil
 
 from kernels import cgroups, confined, processes
-from kernels.channels import address_of
 from kernels.engine import Exit, Walls
 from kernels.errors import StartFailed
 from kernels.inherited import Inherited, Kin, remove
@@ -32,7 +31,7 @@ from kernels.journal import JournalWriter
 from kernels.logs import Log
 from kernels.offers import STRANGERS, Offer
 from kernels.processes import MARK
-from kernels.sockets import Socket
+from kernels.sockets import Socket, address_of
 from kernels.zmtp import Cut
 from kernels.zygote import Behind, Forked, Zygote
 
@@ -485,7 +484,14 @@ class MemoryWatch:
             self._seen[child.id] = used
         else:
             self._seen.pop(child.id, None)
+        if memory_bytes <= limit_bytes:
+            memory_bytes += processes.unmapped_bytes(child.pid, child.init_pid)
         if memory_bytes > limit_bytes:
-            memory_bytes = await asyncio.to_thread(processes.shared_memory_bytes, child.pid, child.init_pid)
+            memory_bytes = await asyncio.to_thread(_exact_bytes, child)
         if memory_bytes > limit_bytes:
             await child.kill_for_memory(memory_bytes)
+
+
+def _exact_bytes(child: Child) -> int:
+    shared = processes.shared_memory_bytes(child.pid, child.init_pid)
+    return shared + processes.unmapped_bytes(child.pid, child.init_pid)

@@ -50,34 +50,38 @@ _GRACE_S = 2.0  # without kernels and gateways
 _FIRST_GRACE_S = 15.0  # until the first gateway comes
 _INITS = "inits"  # the group of first processes that stay for copies
 _NAME = re.compile(r"[0-9A-Za-z_-]{1,64}")
+_IMPORTS = re.compile(r"^\s*from (kernels[\w.]*) import (\([^)]*\)|[^\n(]+)$", re.MULTILINE)
 _CREDENTIALS = struct.Struct("3i")
 
 
 def version() -> str:
     """Differs when keepers do: of the protocol, and of the code that they run."""
     digest = hashlib.blake2s(str(PROTOCOL).encode(), digest_size=8)
-    here = Path(__file__).parent
-    for name in (
-        "cgroups",
-        "children",
-        "confined",
-        "copied",
-        "disk_watch",
-        "inherited",
-        "journal",
-        "keeper",
-        "logs",
-        "nests",
-        "offers",
-        "orphans",
-        "pool",
-        "processes",
-        "zygote",
-    ):
-        digest.update((here / f"{name}.py").read_bytes())
-    for path in sorted((here / "inside").glob("*.py")):  # a zygote holds on to what it has read of them
+    inside = (Path(__file__).parent / "inside").glob("*.py")  # a zygote holds on to what it has read of them
+    for path in sorted({*_run_by_keepers(), *inside}):
         digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def _run_by_keepers() -> set[Path]:
+    """This file, and the files of the package that it imports, and these, and so on."""
+    package = Path(__file__).parent
+    found: set[Path] = set()
+    pending = [Path(__file__)]
+    while pending:
+        path = pending.pop()
+        if path in found or not path.exists():
+            continue
+        found.add(path)
+        for names in _IMPORTS.findall(path.read_text()):
+            pending += [package.joinpath(*name.split(".")[1:]).with_suffix(".py") for name in _modules(*names)]
+    return found
+
+
+def _modules(of: str, names: str) -> list[str]:
+    """Each may be a module, or something in the one that it is imported from."""
+    listed = [name.split()[0] for name in names.strip("()\n ").replace("\n", " ").split(",") if name.strip()]
+    return [of, *(f"{of}.{name}" for name in listed)]
 
 
 class Folders:

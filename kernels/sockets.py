@@ -7,8 +7,9 @@ import asyncio
 import logging
 import socket as sockets
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from typing import Any
 
 from kernels.intake import Intake
 from kernels.zmtp import SUBSCRIPTION, Inflow, Kind, Malformed, framed, hello
@@ -25,6 +26,12 @@ _DRAINED_BYTES = 4 * 2**20
 _FIRST_AGAIN_S = 0.002
 _AGAIN_S = 0.008  # at most, as long as it was never there: a kernel that starts is there any moment now
 _LAST_AGAIN_S = 1.0  # at most, with one that was there
+
+
+def address_of(connection: Mapping[str, Any], name: str) -> Address:
+    """Where a kernel's channel is, as its connection file has it."""
+    ip, port = connection["ip"], connection[f"{name}_port"]
+    return (ip, port) if connection["transport"] == "tcp" else f"{ip}-{port}"
 
 
 class Unread(Exception):

@@ -26,11 +26,16 @@ Isolation = Literal["strict", "best-effort", "none"]
 
 _TURNED_OFF = "isolation is off"
 _TMP_BYTES = 1 << 30
+_LEAST_TMP_BYTES = 1 << 20
 _NICE = 10  # where there are no groups, gateway and keeper come first all the same
 _OPEN_FILES = 4096
 _FRESH_S = 60.0
 _SETUPS = 1000  # users of the host that setups become, and kernels do not
 _HOSTNAME = "session"
+_WITHOUT_GROUPS = (
+    "so memory is looked at a few times a second, temporary files have half of it at most, and the processors are shared "
+    "by processes, those of sessions after those of the gateway"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +92,13 @@ class Confinement:
             limits["processes"] = launch.limits.pids
         if self.host.cgroups is None:
             limits["nice"] = _NICE
+            if plan.get("tmp_bytes") and launch.limits.memory_bytes is not None:
+                # Two of them, and nothing counts what is in them before it is looked at.
+                limits["tmp_bytes"] = min(_TMP_BYTES, max(_LEAST_TMP_BYTES, launch.limits.memory_bytes // 2))
+                plan = {**plan, "tmp_bytes": limits["tmp_bytes"], "shm_bytes": limits["tmp_bytes"]}
         missing = {wall.name: wall.reason for wall in self.host.missing}
+        if "cgroup" in missing:
+            missing["cgroup"] += f"; {_WITHOUT_GROUPS}"
         if launch.network == "host":
             missing["network"] = "the session has the network of this host"
         else:

@@ -120,10 +120,13 @@ def close(plan: Plan, trees: Mapping[str, int], *, hostname: str, limits: Mappin
     """Put up what is left, in the child; it can't be undone. Returns the names of the walls that stand.
 
     The trees are mounted where they are outside, and their descriptors closed. Limits: `open_files`, `processes`,
-    `file_bytes`, `data_bytes`, `oom_score`, `nice`; each may be missing. Raises `WallError`: the process must end then.
+    `file_bytes`, `data_bytes`, `oom_score`, `nice`, `tmp_bytes`; each may be missing. Raises `WallError`: the process
+    must end then.
     """
     walls = list(plan.get("namespaces", ()))
     if "mount" in walls:
+        if limits.get("tmp_bytes"):
+            roots.bound_temporary(limits["tmp_bytes"])
         roots.finish(trees)
     for tree in trees.values():
         os.close(tree)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from uuid import uuid4
 import psutil
 import pytest
 
+from kernels import keeper
 from kernels.engine import Kept, Launch, Limits
 from kernels.engines.keepers import KEEPER_ENDED
 from kernels.engines.local import LocalEngine
@@ -341,6 +343,32 @@ async def test_a_kernel_obeys_only_who_adopted_it_last(engine: LocalEngine, tmp_
 
             assert "Another gateway" in exit_.reason
             assert await run(taken, "print(x)") == "41\n"
+
+
+def test_the_version_is_of_every_module_that_a_keeper_runs() -> None:
+    listed = subprocess.run(
+        [sys.executable, "-c", "import sys, kernels.keeper; print(*(one.__file__ for one in sys.modules.values()"
+         " if one.__name__.startswith('kernels.') and not one.__file__.endswith('__init__.py')))"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    loaded = {Path(path) for path in listed.stdout.split()}
+
+    assert Path(keeper.__file__).with_name("sockets.py") in loaded
+    assert loaded - keeper._run_by_keepers() == set()
+
+
+@pytest.mark.parametrize("changed", ["sockets.py", "errors.py", "inside/walls.py", "kernel.py"])
+def test_another_version_is_what_keepers_run_otherwise_and_nothing_else(tmp_path: Path, changed: str) -> None:
+    shutil.copytree(Path(keeper.__file__).parent, tmp_path / "kernels", ignore=shutil.ignore_patterns("__pycache__"))
+    tell = [sys.executable, "-c", "import kernels.keeper; print(kernels.keeper.version())"]
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+
+    before = subprocess.run(tell, env=env, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
+    with open(tmp_path / "kernels" / changed, "a") as file:
+        file.write("# changed\n")
+    after = subprocess.run(tell, env=env, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
+
+    assert (before != after) is (changed != "kernel.py")  # which gateways alone run
 
 
 async def test_a_newer_version_takes_over_without_ending_kernels(tmp_path: Path, intake: Intake) -> None:
