@@ -184,8 +184,9 @@ class Child:
             yield output.fileno()
 
     def _note_walls(self, standing: list[str]) -> None:
-        groups = ["cgroup"] if self._group is not None else []
-        self.walls = Walls((*standing, *groups), self.order.confine.get("missing", {}))
+        standing = [*standing, *(["cgroup"] if self._group is not None else [])]
+        missing = {wall: why for wall, why in self.order.confine.get("missing", {}).items() if wall not in standing}
+        self.walls = Walls(tuple(standing), missing)
 
     def _identity(self) -> dict[str, Any]:
         return {

@@ -57,16 +57,15 @@ _CREDENTIALS = struct.Struct("3i")
 def version() -> str:
     """Differs when keepers do: of the protocol, and of the code that they run."""
     digest = hashlib.blake2s(str(PROTOCOL).encode(), digest_size=8)
-    inside = (Path(__file__).parent / "inside").glob("*.py")  # a zygote holds on to what it has read of them
-    for path in sorted({*_run_by_keepers(), *inside}):
+    for path in sorted(_run_by_keepers()):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
 def _run_by_keepers() -> set[Path]:
-    """This file, and the files of the package that it imports, and these, and so on."""
+    """This file, and those of the package that it imports, and these, and so on; and all that kernels are made of."""
     package = Path(__file__).parent
-    found: set[Path] = set()
+    found = set((package / "inside").glob("*.py"))  # a zygote holds on to what it has read of them
     pending = [Path(__file__)]
     while pending:
         path = pending.pop()

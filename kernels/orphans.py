@@ -1,4 +1,8 @@
-"""Processes that a kernel has left behind, and that became ours: reaped when they have ended."""
+"""Processes that were left behind, and that became ours: reaped when they have ended.
+
+The first process of a namespace does not end by itself. One that nobody has heard of is left by what was ended while it
+forked a kernel: it is ended too, with all that is in its namespace.
+"""
 
 import asyncio
 import contextlib
@@ -34,8 +38,19 @@ class Orphans:
 def _reap(own: set[int]) -> None:
     for pid in _children():
         if pid not in own:
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, os.WNOHANG)
+            with contextlib.suppress(ChildProcessError, ProcessLookupError):
+                if os.waitpid(pid, os.WNOHANG)[0] == 0 and _is_first(pid):
+                    os.kill(pid, signal.SIGKILL)
+
+
+def _is_first(pid: int) -> bool:
+    """Of a pid namespace. A session's own processes never are, since it can make none."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/status") as lines:
+        for line in lines:
+            if line.startswith("NSpid:"):
+                numbers = line.split()[1:]
+                return len(numbers) > 1 and numbers[-1] == "1"
+    return False
 
 
 def _children() -> list[int]:

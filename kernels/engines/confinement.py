@@ -33,8 +33,8 @@ _FRESH_S = 60.0
 _SETUPS = 1000  # users of the host that setups become, and kernels do not
 _HOSTNAME = "session"
 _WITHOUT_GROUPS = (
-    "so memory is looked at a few times a second, temporary files have half of it at most, and the processors are shared "
-    "by processes, those of sessions after those of the gateway"
+    "so memory is looked at a few times a second, temporary files have half of it at most, and the processors are "
+    "shared by processes, those of sessions after those of the gateway"
 )
 
 
@@ -107,6 +107,8 @@ class Confinement:
 
     def plan(self, spec: Kernelspec, network: Literal["none", "host"], interpreters: Iterable[Path]) -> dict[str, Any]:
         """The same for all kernels of a kind; who starts one gives it one of its `uids` (a range) as `uid`."""
+        if self._isolation == "none":
+            return {}
         key = (network, spec.resource_dir, tuple(interpreters))
         made_at, plan = self._plans.get(key, (-_FRESH_S, {}))
         if time.monotonic() - made_at > _FRESH_S:  # what a host has in /etc changes

@@ -139,7 +139,7 @@ def close(plan: Plan, trees: Mapping[str, int], *, hostname: str, limits: Mappin
         system.unshare("cgroup", system.CLONE_NEWCGROUP)
     _limit(limits)
     walls.append("limits")
-    if not plan:
+    if not plan.keys() - {"uid", "cgroups"}:
         return walls
     system.drop_capabilities("capabilities")
     system.prctl("capabilities", system.PR_SET_DUMPABLE, 1)
@@ -260,6 +260,7 @@ class _Middle:
         self._trees: dict[str, int] = {}
 
     def fork(self) -> None:
+        init_pid: int | None = None
         try:
             self._join_cgroups()
             if self._namespaces:
@@ -273,6 +274,8 @@ class _Middle:
             if self._before_exit is not None:
                 self._before_exit()
         except BaseException as error:
+            if init_pid is not None:  # which nobody would hear of, and so never end
+                os.kill(init_pid, signal.SIGKILL)
             self._fail(error)
         os._exit(0)
 

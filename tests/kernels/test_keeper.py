@@ -1,6 +1,7 @@
 """Kernels outlive who started them: what the next one finds, and who commands them."""
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
@@ -27,7 +28,7 @@ from kernels.journaled import may_follow, past_runs, retold
 from kernels.kernel import Execution, Kernel, attached, running
 from kernels.messages import Wire
 from kernels.outputs import Event
-from tests.gateways import keepers_of, kernels_of
+from tests.gateways import inits_of, keepers_of, kernels_of, spares_of
 
 ROOT = Path(__file__).parent.parent.parent
 LINES = "".join(f"{n}\n" for n in range(200))
@@ -369,6 +370,46 @@ def test_another_version_is_what_keepers_run_otherwise_and_nothing_else(tmp_path
     after = subprocess.run(tell, env=env, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
 
     assert (before != after) is (changed != "kernel.py")  # which gateways alone run
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there are kernels forked")
+@pytest.mark.slow
+async def test_what_was_forking_a_kernel_when_it_was_killed_leaves_nothing(tmp_path: Path, intake: Intake) -> None:
+    """Killed again and again, at whatever it is at: what replaces it forks ahead at once."""
+    engine = LocalEngine(tmp_path, pool_size=4)
+    async with engine.opened(), running(engine, launch(engine), intake, 60) as kernel:
+        for number in range(8):
+            with contextlib.suppress(TimeoutError):  # one that fails time after time is not started at once again
+                async with asyncio.timeout(5):
+                    while not (zygotes := [one for one in spares_of(tmp_path) if _forks(one)]):
+                        await asyncio.sleep(0.005)
+                await asyncio.sleep(number * 0.004)
+                for zygote in zygotes:
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        zygote.kill()
+
+        async with asyncio.timeout(30):
+            while any(_alone(init) for init in inits_of(tmp_path)):
+                await asyncio.sleep(0.1)
+        await kernel.channels.ask("control", "kernel_info_request", {})
+
+
+def _forks(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return process.name() == "kernel-zygote"
+    return False
+
+
+def _pid_namespace(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return os.readlink(f"/proc/{pid}/ns/pid")
+    return ""
+
+
+def _alone(init: psutil.Process) -> bool:
+    """Whether nothing is in its namespace but itself."""
+    namespace = _pid_namespace(init.pid)
+    return namespace != "" and not any(_pid_namespace(pid) == namespace for pid in psutil.pids() if pid != init.pid)
 
 
 async def test_a_newer_version_takes_over_without_ending_kernels(tmp_path: Path, intake: Intake) -> None:
