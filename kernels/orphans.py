@@ -8,10 +8,12 @@ import asyncio
 import contextlib
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 _TOGETHER_S = 0.1
+_STRANGE_S = 2.0  # who has just been forked is heard of in a moment
 
 
 class Orphans:
@@ -20,6 +22,7 @@ class Orphans:
     def __init__(self, own: Callable[[], set[int] | None]) -> None:
         self._own = own
         self._ended = asyncio.Event()
+        self._strange: dict[int, float] = {}  # since when; first processes that nobody has heard of
 
     async def watch(self) -> None:
         loop = asyncio.get_running_loop()
@@ -30,17 +33,22 @@ class Orphans:
                 await asyncio.sleep(_TOGETHER_S)  # most are somebody's, who is reaping them right now
                 if (own := self._own()) is not None:
                     self._ended.clear()
-                    _reap(own)
+                    self._reap(own)
+                    if self._strange:
+                        loop.call_later(_STRANGE_S, self._ended.set)
         finally:
             loop.remove_signal_handler(signal.SIGCHLD)
 
-
-def _reap(own: set[int]) -> None:
-    for pid in _children():
-        if pid not in own:
-            with contextlib.suppress(ChildProcessError, ProcessLookupError):
-                if os.waitpid(pid, os.WNOHANG)[0] == 0 and _is_first(pid):
-                    os.kill(pid, signal.SIGKILL)
+    def _reap(self, own: set[int]) -> None:
+        now, strange = time.monotonic(), {}
+        for pid in _children():
+            if pid not in own:
+                with contextlib.suppress(ChildProcessError, ProcessLookupError):
+                    if os.waitpid(pid, os.WNOHANG)[0] == 0 and _is_first(pid):
+                        strange[pid] = self._strange.get(pid, now)
+                        if now - strange[pid] >= _STRANGE_S:
+                            os.kill(pid, signal.SIGKILL)
+        self._strange = strange
 
 
 def _is_first(pid: int) -> bool:
