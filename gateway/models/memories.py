@@ -17,7 +17,7 @@ MOST_TAGS = 64
 MOST_ASKED_WORDS = 64
 
 _MOST_PAST = 50  # wordings that a memory had before
-_MOST_PAST_BYTES = 4_000_000  # of all of them, so that the whole fits into one document of any store
+_MOST_PAST_BYTES = 1_000_000  # of all of them, so that the whole fits into one document of any store
 
 
 def _of_some_size(content: str) -> str:

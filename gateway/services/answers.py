@@ -129,6 +129,7 @@ def _extracted(question: str, told: str, found: Sequence[Found], reason: str | N
             if held:
                 sentences.append((len(held) * one.score, -number, -place, sentence.strip()))
     best = sorted(sentences, reverse=True)[:_MOST_SENTENCES]
+    best = [one for one in best if one[0] >= best[0][0] / 2]
     if not best:  # it is in their titles
         best = [(0.0, -1, 0, found[0].said.content.strip())]
     best.sort(key=lambda one: (-one[1], -one[2]))
