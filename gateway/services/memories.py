@@ -39,7 +39,7 @@ class MemoryService:
 
     async def edit(self, agent_uid: str, memory_id: str, request: EditMemory) -> Memory:
         """What it said before is found by who asks for that time. Raises `MemoryNotFound`, `MemoryChanged`."""
-        given = request.model_dump(include=request.model_fields_set)
+        given = {name: getattr(request, name) for name in request.model_fields_set}
         for name, value in given.items():
             if value is None and name not in ("title", "expires_at"):
                 raise Invalid(f"{name}: can't be null.", field=name)

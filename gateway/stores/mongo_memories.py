@@ -24,7 +24,7 @@ _NEWEST = [("created_at", DESCENDING), ("_id", DESCENDING)]
 
 class MongoMemories(Reach):
     async def put_memory(self, memory: Memory, indexed: Indexed) -> None:
-        document = _document(memory, indexed)
+        document = memory_document(memory, indexed)
 
         async def work() -> None:
             try:
@@ -35,7 +35,7 @@ class MongoMemories(Reach):
         await self._reach(work)
 
     async def change_memory(self, memory: Memory, indexed: Indexed) -> None:
-        document = _document(memory, indexed)
+        document = memory_document(memory, indexed)
         former = {"_id": memory.id, "version": memory.version - 1, "deleted_at": None}
 
         async def work() -> None:
@@ -119,7 +119,7 @@ class MongoMemories(Reach):
         ]
 
 
-def _document(memory: Memory, indexed: Indexed) -> Document:
+def memory_document(memory: Memory, indexed: Indexed) -> Document:
     said = memory.now
     return {
         "_id": memory.id,
