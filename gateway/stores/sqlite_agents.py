@@ -11,6 +11,7 @@ from gateway.models.base import iso
 from gateway.models.pages import Page, PageRequest, Position, decode, digest
 from gateway.stores.agents import ExpiryMoved, WindowNotFound
 from gateway.stores.paging import AFTER_ALL, cut, offset
+from gateway.stores.sqlite_memories import unindex
 from gateway.stores.sqlite_reach import SqliteReach
 
 
@@ -86,11 +87,9 @@ class SqliteAgents(SqliteReach):
 
     async def purge_agent(self, uid: str) -> None:
         def work(connection: sqlite3.Connection) -> None:
-            connection.execute(
-                "INSERT INTO memory_words (memory_words, rowid, words)"
-                " SELECT 'delete', number, words FROM memories WHERE agent_uid = ?",
-                (uid,),
-            )
+            rows = connection.execute("SELECT number, words FROM memories WHERE agent_uid = ?", (uid,)).fetchall()
+            for number, words in rows:
+                unindex(connection, number, uid, words)
             connection.execute("DELETE FROM memories WHERE agent_uid = ?", (uid,))
             connection.execute("DELETE FROM agents WHERE uid = ?", (uid,))
 

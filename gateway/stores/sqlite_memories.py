@@ -1,7 +1,8 @@
 """Memories as rows of the SQLite store, with an FTS5 index over the names of their words.
 
-Only names go into the index and into what it is asked, each quoted: nothing that a user writes is an operator. One
-more name tells whose memory it is. Numbers of rows grow with time, so the index itself gives the newest first.
+Only names go into the index and into what it is asked, each quoted: nothing that a user writes is an operator. Each
+begins with whose memory it is of, so how much others remember costs nothing. Numbers of rows grow with time, so the
+index itself gives the newest first.
 """
 
 import sqlite3
@@ -31,7 +32,7 @@ class SqliteMemories(SqliteReach):
                 tuple(row.values()),
             )
             if put.rowcount:
-                _index(connection, put.lastrowid, row["words"])
+                _index(connection, put.lastrowid, memory.agent_uid, row["words"])
 
         await self._write(work)
 
@@ -47,14 +48,12 @@ class SqliteMemories(SqliteReach):
             if found is None:
                 raise MemoryChanged(memory.id)
             number, words = found
-            connection.execute(
-                "INSERT INTO memory_words (memory_words, rowid, words) VALUES ('delete', ?, ?)", (number, words)
-            )
+            unindex(connection, number, memory.agent_uid, words)
             connection.execute(
                 f"UPDATE memories SET {setting} WHERE number = ?",  # noqa: S608 - our own column names
                 (*row.values(), number),
             )
-            _index(connection, number, row["words"])
+            _index(connection, number, memory.agent_uid, row["words"])
 
         await self._write(work)
 
@@ -83,7 +82,8 @@ class SqliteMemories(SqliteReach):
             for start in range(0, len(memory_ids), _MOST_VALUES):
                 some = memory_ids[start : start + _MOST_VALUES]
                 found += connection.execute(
-                    f"SELECT document FROM memories WHERE id IN ({_marks(some)}) AND agent_uid = ?",  # noqa: S608 - marks
+                    # The plus keeps SQLite from looking through all of the agent's instead of for these ids.
+                    f"SELECT document FROM memories WHERE id IN ({_marks(some)}) AND +agent_uid = ?",  # noqa: S608 - marks
                     (*some, agent_uid),
                 ).fetchall()
             return [Memory.model_validate_json(row[0]) for row in found]
@@ -121,7 +121,7 @@ class SqliteMemories(SqliteReach):
             for name in names:
                 (holding[name],) = connection.execute(
                     "SELECT count(*) FROM (SELECT 1 FROM memory_words WHERE memory_words MATCH ? LIMIT ?)",
-                    (f"{_quoted(_owner(agent_uid))} AND {_quoted(name)}", most),
+                    (_quoted(agent_uid, name), most),
                 ).fetchone()
             return WordCounts(total, holding)
 
@@ -155,15 +155,27 @@ def _row(memory: Memory, indexed: Indexed) -> dict[str, Any]:
         "deleted_at": memory.deleted_at and iso(memory.deleted_at),
         "expires_at": memory.now.expires_at and iso(memory.now.expires_at),
         "version": memory.version,
-        "words": " ".join((_owner(memory.agent_uid), *indexed.names)),
+        "words": " ".join(indexed.names),
         "counts": indexed.counts,
         "length": indexed.length,
         "document": memory.model_dump_json(),
     }
 
 
-def _index(connection: sqlite3.Connection, number: int | None, words: str) -> None:
-    connection.execute("INSERT INTO memory_words (rowid, words) VALUES (?, ?)", (number, words))
+def _index(connection: sqlite3.Connection, number: int | None, agent_uid: str, words: str) -> None:
+    connection.execute("INSERT INTO memory_words (rowid, words) VALUES (?, ?)", (number, _owned(agent_uid, words)))
+
+
+def unindex(connection: sqlite3.Connection, number: int, agent_uid: str, words: str) -> None:
+    """Take a row out of the index, which does not know itself what it holds of it."""
+    connection.execute(
+        "INSERT INTO memory_words (memory_words, rowid, words) VALUES ('delete', ?, ?)",
+        (number, _owned(agent_uid, words)),
+    )
+
+
+def _owned(agent_uid: str, words: str) -> str:
+    return " ".join(f"{agent_uid}{name}" for name in words.split())
 
 
 def _conditions(filter_: MemoryFilter) -> tuple[str, list[Any]]:
@@ -190,23 +202,19 @@ def _conditions(filter_: MemoryFilter) -> tuple[str, list[Any]]:
 
 
 def _match(filter_: MemoryFilter, names: Iterable[str]) -> str:
-    """What the index is asked: whose memories, with which tags and type, and one of these words if there are any."""
-    needed = [_owner(filter_.agent_uid)]
+    """What the index is asked: memories with these tags and this type, and one of these words if there are any."""
+    needed: list[str] = []
     if not filter_.is_past:
         needed += [mark_name("g", tag) for tag in filter_.tags]
         needed += [mark_name("t", filter_.type)] if filter_.type is not None else []
-    parts = [_quoted(name) for name in needed]
-    if any_of := " OR ".join(map(_quoted, names)):
+    parts = [_quoted(filter_.agent_uid, name) for name in needed]
+    if any_of := " OR ".join(_quoted(filter_.agent_uid, name) for name in names):
         parts.append(f"({any_of})")
     return " AND ".join(parts)
 
 
-def _owner(agent_uid: str) -> str:
-    return f"s{agent_uid}"
-
-
-def _quoted(name: str) -> str:
-    return f'"{name}"'  # names hold no quotes: letters, digits and their marks alone
+def _quoted(agent_uid: str, name: str) -> str:
+    return f'"{agent_uid}{name}"'  # names hold no quotes: letters, digits and their marks alone
 
 
 def _marks(values: Iterable[object]) -> str:

@@ -118,8 +118,7 @@ _MIGRATIONS: tuple[tuple[str, ...], ...] = (
             document TEXT NOT NULL
         ) STRICT""",
         "CREATE INDEX memories_newest ON memories (agent_uid, created_at DESC, id DESC)",
-        "CREATE VIRTUAL TABLE memory_words USING fts5"
-        " (words, content = 'memories', content_rowid = 'number', tokenize = 'ascii', detail = 'none')",
+        "CREATE VIRTUAL TABLE memory_words USING fts5 (words, content = '', tokenize = 'ascii', detail = 'none')",
     ),
 )
 

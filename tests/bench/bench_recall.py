@@ -1,4 +1,4 @@
-"""How long it takes to recall from 100,000 memories of one agent, beside as many of others, on both stores.
+"""How long it takes to recall from 100,000 memories of one agent, beside those of a hundred others, on both stores.
 
     python -m tests.bench.bench_recall [--memories 100000] [--rounds 300]
 
@@ -77,8 +77,8 @@ async def fill(put: Put, count: int) -> float:
     for start in range(0, count, AT_ONCE):
         numbers = range(start, min(start + AT_ONCE, count))
         ours = [memory(number, ONE, chance) for number in numbers]
-        await put(ours + [memory(number, chance.choice(OTHERS), chance) for number in numbers])
-    return 2 * count / (time.perf_counter() - began)
+        await put(ours + [memory(number, chance.choice(OTHERS), chance) for number in numbers[::5]])
+    return 1.2 * count / (time.perf_counter() - began)
 
 
 async def ask(store: Store, question: Ask, rounds: int) -> list[float]:
@@ -127,7 +127,9 @@ async def main(count: int, rounds: int) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("--memories", type=int, default=100_000, help="of the agent that is asked, and of all others")
+    parser.add_argument(
+        "--memories", type=int, default=100_000, help="of the agent that is asked; others have a fifth of that"
+    )
     parser.add_argument("--rounds", type=int, default=300, help="questions of each kind")
     parser.add_argument("--quick", action="store_true", help="few of all")
     given = parser.parse_args()
