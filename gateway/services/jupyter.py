@@ -1,7 +1,7 @@
 """Sessions as Jupyter sees them: each is a kernel, and what front ends have open on it are Jupyter's sessions."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import datetime, timedelta
 from pathlib import PurePosixPath
 from uuid import UUID, uuid4
@@ -29,7 +29,7 @@ from gateway.services.sessions import SessionService
 from gateway.states import State
 from gateway.stores.base import SessionChanges, Store
 
-_MOST_LISTED = 1000
+_PAGE = 1000
 
 
 class KernelNotFound(NotFound):
@@ -71,8 +71,8 @@ class JupyterService:
         return await self._live.get((await self._find(kernel_id)).id)
 
     async def delete_kernel(self, kernel_id: str) -> None:
-        """The session is deleted with it, and can be brought back like any other."""
-        await self._sessions.delete((await self._find(kernel_id)).id)
+        """A session that Jupyter has started is deleted with it, and can be brought back; any other goes to sleep."""
+        await self._channels.end(await self.hold(kernel_id))
 
     async def interrupt_kernel(self, kernel_id: str) -> None:
         await self._channels.interrupt(await self.hold(kernel_id))
@@ -126,19 +126,35 @@ class JupyterService:
     async def delete_session(self, opened_id: str) -> None:
         """The kernel goes with it, as in Jupyter."""
         session, _ = await self._find_opened(opened_id)
-        await self._sessions.delete(session.id)
+        await self._channels.end(await self._live.get(session.id))
 
     # Finding
 
     async def _all(self) -> list[Session]:
-        """The newest, as they are now."""
-        found = await self._store.list_sessions(SessionFilter(), PageRequest(limit=_MOST_LISTED))
-        stored = {session.uid: session for session in found.items}
+        """All whose kernels front ends are to see, as they are now, newest first."""
+        stored = {session.uid: session async for session in self._stored()}
         here = {live.uid: live.session for live in self._live if live.closing is None}
         gone = {live.uid for live in self._live if live.closing is not None}
-        return [session for uid, session in {**stored, **here}.items() if uid not in gone]
+        found = {**stored, **here}.items()
+        return [session for uid, session in found if uid not in gone and not session.kernel_ended]
+
+    async def _stored(self) -> AsyncIterator[Session]:
+        token: str | None = None
+        while True:
+            found = await self._store.list_sessions(SessionFilter(), PageRequest(limit=_PAGE, token=token))
+            for session in found.items:
+                yield session
+            if (token := found.next_token) is None:
+                return
 
     async def _find(self, kernel_id: str) -> Session:
+        session = await self._find_any(kernel_id)
+        if session.kernel_ended:
+            raise KernelNotFound(kernel_id)
+        return session
+
+    async def _find_any(self, kernel_id: str) -> Session:
+        """Also one that a front end has ended: it can be opened again."""
         try:
             uid = UUID(kernel_id).hex
         except ValueError:
@@ -162,7 +178,7 @@ class JupyterService:
 
     async def _choose(self, kernel: KernelChoice, path: str, caller: str) -> Session:
         if kernel.id:
-            return await self._find(kernel.id)
+            return await self._find_any(kernel.id)
         try:
             owner = await self._sessions.get(path.strip("/").split("/")[0])
             if kernel.name in (None, owner.kernel):
@@ -180,11 +196,13 @@ class JupyterService:
             first = error.errors()[0]
             field = ".".join(str(part) for part in first["loc"][:1]).replace("kernel", "name")
             raise Invalid(f"{field}: {first['msg']}", field=field) from None
-        return await self._sessions.create(request, caller)
+        return await self._sessions.create(request, caller, source="jupyter")
 
     async def _open(self, session: Session, opened: dict[str, str]) -> SessionModel:
         others = [one for one in session.notebooks if one["id"] != opened["id"]]
-        changed = await self._sessions.change(session.id, SessionChanges(replace={"notebooks": [*others, opened]}))
+        changed = await self._sessions.change(
+            session.id, SessionChanges(replace={"notebooks": [*others, opened], "kernel_ended": False})
+        )
         return self._model(changed, opened)
 
     async def _close(self, session: Session, opened_id: str) -> None:
