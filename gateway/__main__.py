@@ -1,26 +1,25 @@
-"""The command line: `gateway serve`, `gateway doctor`."""
+"""The command line: `gateway serve`, `gateway doctor`, `gateway window-keys …`."""
 
 import asyncio
 import json
 import logging
-import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from tomllib import TOMLDecodeError
 from typing import Annotated, Any
 
 import structlog
 import typer
-from pydantic import ValidationError
-from pydantic_settings import SettingsError
 
 from gateway.app import CannotStart
 from gateway.app import serve as serve_gateway
+from gateway.commands import window_keys
+from gateway.commands.settings import settings_of
 from gateway.config import Settings
 from gateway.doctor import examine
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app.add_typer(window_keys.app, name="window-keys")
 
 
 @app.callback()
@@ -48,9 +47,7 @@ def serve(
         "host": host, "port": port, "data_dir": data_dir, "store": store, "isolation": isolation,
         "insecure": insecure, "log_level": log_level,
     }  # fmt: skip
-    if config is not None:
-        os.environ["GATEWAY_CONFIG"] = str(config)
-    settings = _settings(given)
+    settings = settings_of(given, config)
     _log_to_stderr(settings)
     try:
         asyncio.run(serve_gateway(settings, lambda line: print(line, flush=True)))
@@ -68,7 +65,7 @@ def doctor(
 ) -> None:
     """Tell what this host can give a gateway, and how to get what is missing. Ends with 1 if it could not serve."""
     given = {"data_dir": data_dir, "host": host, "isolation": isolation}
-    settings = _settings(given)
+    settings = settings_of(given)
     findings = asyncio.run(examine(settings))
     if as_json:
         print(json.dumps([asdict(finding) for finding in findings], indent=2))
@@ -76,20 +73,6 @@ def doctor(
         print(*findings, sep="\n")
     if any(finding.needed and not finding.fine for finding in findings):
         raise typer.Exit(1)
-
-
-def _settings(given: dict[str, Any]) -> Settings:
-    """Raises `Exit`, having told what is wrong."""
-    try:
-        return Settings(**{name: value for name, value in given.items() if value is not None})
-    except ValidationError as error:
-        for one in error.errors():
-            print(f"gateway: {'.'.join(map(str, one['loc']))}: {one['msg']}", file=sys.stderr)
-    except SettingsError as error:
-        print(f"gateway: {error}: it must be JSON", file=sys.stderr)
-    except TOMLDecodeError as error:
-        print(f"gateway: {os.environ.get('GATEWAY_CONFIG')}: {error}", file=sys.stderr)
-    raise typer.Exit(2)
 
 
 def _log_to_stderr(settings: Settings) -> None:

@@ -22,12 +22,15 @@ from tornado.web import Application
 from gateway.background.reaper import Reaper
 from gateway.background.saver import Saver
 from gateway.background.supervisor import Supervisor
+from gateway.background.windows import WindowSweeper
 from gateway.config import MOST_FILES, Settings
 from gateway.errors import GatewayError
 from gateway.handlers.base import NoSuchRoute, Services
 from gateway.handlers.openapi import document
 from gateway.handlers.routes import ROUTES
 from gateway.metrics import Metrics
+from gateway.services.agents import AgentService
+from gateway.services.answers import AnswerService
 from gateway.services.beside import BesideService
 from gateway.services.channels import ChannelService
 from gateway.services.contents import ContentsService
@@ -37,14 +40,18 @@ from gateway.services.introspection import IntrospectionService
 from gateway.services.jupyter import JupyterService
 from gateway.services.live import Live
 from gateway.services.live_session import Tools
+from gateway.services.memories import MemoryService
 from gateway.services.notebooks import NotebookService
 from gateway.services.past_runs import PastRuns
+from gateway.services.recall import Recaller
 from gateway.services.recorder import Recorder
 from gateway.services.replays import ReplayService
 from gateway.services.series import SeriesService
 from gateway.services.sessions import SessionService
 from gateway.services.snapshots import SnapshotService
 from gateway.services.vault import Vault
+from gateway.services.window_keys import WindowKeys
+from gateway.services.windows import WindowService
 from gateway.stores.base import Store
 from gateway.stores.sqlite import SqliteStore
 from kernels.engine import Engine
@@ -243,6 +250,7 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
             )
             saver = Saver(settings, services.live, background.spawn)
             reaper = Reaper(settings, store, services.live, services.sessions, background.spawn)
+            sweeper = WindowSweeper(services.live, services.sessions, services.windows, background.spawn)
             await supervisor.look_for_kept()
             await supervisor.beat()
             background.spawn(services.snapshots.clear_unborn())
@@ -251,6 +259,7 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
             server.add_sockets(sockets)
             background.spawn(every(settings.heartbeat_interval_s, supervisor.beat))
             background.spawn(every(settings.reaper_interval_s, reaper.sweep))
+            background.spawn(every(settings.reaper_interval_s, sweeper.sweep))
             if settings.autosave:
                 background.spawn(every(settings.reaper_interval_s, saver.sweep))
             background.spawn(every(30 * settings.reaper_interval_s, reaper.sweep_unheld))
@@ -282,6 +291,7 @@ def _services(
     snapshots = SnapshotService(settings, store, engine, live, sessions, vault, recorder, background.spawn)
     series = SeriesService(settings, executions, recorder, background.spawn)
     channels = ChannelService(sessions, executions, beside, background.spawn)
+    agents, recaller = AgentService(store), Recaller(store)
     return Services(
         settings=settings,
         store=store,
@@ -296,10 +306,27 @@ def _services(
         replays=ReplayService(store, sessions, snapshots, series),
         introspection=IntrospectionService(settings, sessions),
         snapshots=snapshots,
+        agents=agents,
+        windows=WindowService(settings, store, agents, _window_keys(settings)),
+        memories=MemoryService(store),
+        recaller=recaller,
+        answers=AnswerService(settings, recaller),
         idempotency=IdempotencyService(settings, recorder),
         recorder=recorder,
         metrics=metrics,
     )
+
+
+def _window_keys(settings: Settings) -> WindowKeys:
+    """The keys that sign tokens, made if there are none. Raises `CannotStart`."""
+    keys = WindowKeys(settings.window_key_file)
+    try:
+        keys.prepare()
+    except GatewayError as error:
+        raise CannotStart(f"--window-keys: {error.sentence}") from None
+    except OSError as error:
+        raise CannotStart(f"--window-keys: {settings.window_key_file} can't be used: {error.strerror}") from None
+    return keys
 
 
 def _application(services: Services) -> Application:

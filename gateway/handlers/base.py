@@ -31,6 +31,8 @@ from gateway.models.idempotency import KeptAnswer
 from gateway.models.pieces import LARGE_CHARACTERS, text_size, view_pieces
 from gateway.models.queries import NoQuery
 from gateway.models.sessions import Session, SessionId, SessionView
+from gateway.services.agents import AgentService
+from gateway.services.answers import AnswerService
 from gateway.services.channels import ChannelService
 from gateway.services.contents import ContentsService
 from gateway.services.executions import ExecutionService
@@ -38,12 +40,15 @@ from gateway.services.idempotency import IdempotencyService, full_key
 from gateway.services.introspection import IntrospectionService
 from gateway.services.jupyter import JupyterService
 from gateway.services.live import Live
+from gateway.services.memories import MemoryService
 from gateway.services.notebooks import NotebookService
+from gateway.services.recall import Recaller
 from gateway.services.recorder import Recorder
 from gateway.services.replays import ReplayService
 from gateway.services.series import SeriesService
 from gateway.services.sessions import SessionService
 from gateway.services.snapshots import SnapshotService
+from gateway.services.windows import WindowService
 from gateway.stores.base import Store
 from kernels import errors as kernel_errors
 
@@ -133,6 +138,11 @@ class Services:
     jupyter: JupyterService
     introspection: IntrospectionService
     snapshots: SnapshotService
+    agents: AgentService
+    windows: WindowService
+    memories: MemoryService
+    recaller: Recaller
+    answers: AnswerService
     idempotency: IdempotencyService
     recorder: Recorder
     metrics: Metrics

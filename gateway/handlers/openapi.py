@@ -20,6 +20,9 @@ _IN_PATH: dict[str, dict[str, Any]] = {
     "session_id": {
         "type": "string", "pattern": r"^[A-Za-z0-9][A-Za-z0-9_.:\-]{0,127}$", "examples": ["data-processor"],
     },
+    "agent_id": {
+        "type": "string", "pattern": r"^[A-Za-z0-9][A-Za-z0-9_.:\-]{0,127}$", "examples": ["continuous-bot"],
+    },
 }  # fmt: skip
 
 

@@ -4,6 +4,7 @@ import re
 from typing import NamedTuple
 
 from gateway.handlers import (
+    agents,
     diagnostics,
     docs,
     events,
@@ -14,6 +15,7 @@ from gateway.handlers import (
     jupyter_channels,
     jupyter_contents,
     jupyter_kernels,
+    memories,
     notebooks,
     replays,
     sessions,
@@ -38,6 +40,7 @@ class Route(NamedTuple):
 
 
 _SESSION = "/api/sessions/{session_id}"
+_AGENT = "/api/agents/{agent_id}"
 _CONTENTS = "/jupyter/api/contents"
 
 ROUTES = [
@@ -85,6 +88,18 @@ ROUTES = [
     Route(f"{_SESSION}/replay", replays.ReplaysHandler),
     Route(f"{_SESSION}/replay/{{replay_id}}", replays.ReplayHandler),
     Route(f"{_SESSION}/replay/{{replay_id}}/events", replays.ReplayEventsHandler),
+    Route("/api/agents", agents.AgentsHandler),
+    Route(_AGENT, agents.OneAgentHandler),
+    Route(f"{_AGENT}/undelete", agents.UndeleteAgentHandler),
+    Route(f"{_AGENT}/activate", agents.ActivateHandler),
+    Route(f"{_AGENT}/deactivate", agents.DeactivateHandler),
+    Route("/api/session/current", agents.CurrentWindowHandler),
+    Route("/api/session/extend", agents.ExtendHandler),
+    Route(f"{_AGENT}/remember", memories.RememberHandler),
+    Route(f"{_AGENT}/recall", memories.RecallHandler),
+    Route(f"{_AGENT}/answer", memories.AnswerHandler),
+    Route(f"{_AGENT}/memories", memories.MemoriesHandler),
+    Route(f"{_AGENT}/memories/{{memory_id}}", memories.OneMemoryHandler),
     Route("/api/execute", executions.ExecuteHandler),
     Route("/api/kernels", diagnostics.KernelsHandler),
     Route("/api/health", diagnostics.HealthHandler),

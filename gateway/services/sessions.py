@@ -30,11 +30,11 @@ from gateway.models.sessions import (
     Move,
     Resources,
     Session,
-    SessionAgent,
     UpdateSession,
     check_size,
     size_bytes,
 )  # fmt: skip
+from gateway.services.agents import named
 from gateway.services.lasting import lasting
 from gateway.services.live import Live
 from gateway.services.live_session import LiveSession
@@ -199,7 +199,7 @@ class SessionService:
             kernel=spec.name,
             image_found=image_found,
             state_reason=None if image_found is not False else f"No image {request.image_id!r}; the default is used.",
-            agents=[SessionAgent(id=agent_id) for agent_id in request.agent_ids],
+            agents=await named(self._store, request.agent_ids),
             waiting_timeout_seconds=request.waiting_timeout_seconds or self._settings.waiting_timeout_s,
             setup_status="pending" if request.setup else None,
             source=source,

@@ -18,6 +18,8 @@ from gateway.models.pages import Page, PageRequest, SessionFilter
 from gateway.models.sessions import Move, Session
 from gateway.models.snapshots import Snapshot
 from gateway.states import check_move
+from gateway.stores.agents import AgentStore
+from gateway.stores.memories import MemoryStore
 
 
 class StateChanged(Conflict):
@@ -99,7 +101,7 @@ def check_moves(moves: Sequence[Move]) -> None:
         check_move(move.before, move.after)
 
 
-class Store(Protocol):
+class Store(AgentStore, MemoryStore, Protocol):
     """Sessions by `uid`; only `get_session`, `create_session` and `undelete_session` know ids."""
 
     def opened(self) -> AbstractAsyncContextManager[None]:

@@ -50,6 +50,8 @@ from gateway.stores.packing import (
     unpack,
 )
 from gateway.stores.paging import AFTER_ALL, cut, executions_page, offset
+from gateway.stores.sqlite_agents import SqliteAgents
+from gateway.stores.sqlite_memories import SqliteMemories
 from gateway.stores.sqlite_queries import SessionQuery
 from gateway.stores.sqlite_rows import insert_session, live_session, live_uid, replace_session, write_move
 from gateway.stores.sqlite_schema import connect_reader, connect_writer
@@ -62,7 +64,7 @@ _AUDIT_BATCH = 500
 _POINT_READ_TIMEOUT_S = 0.1  # on the event loop: readers of a WAL file practically never wait
 
 
-class SqliteStore:
+class SqliteStore(SqliteAgents, SqliteMemories):
     """See `Store` for what each method promises."""
 
     def __init__(self, path: Path, *, busy_timeout_s: float = 2.0) -> None:
