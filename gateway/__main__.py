@@ -1,4 +1,4 @@
-"""The command line: `gateway serve`, `gateway doctor`, `gateway window-keys …`."""
+"""The command line: `gateway serve`, `gateway doctor`, `gateway key …`, `gateway access`, `gateway window-keys …`."""
 
 import asyncio
 import json
@@ -13,13 +13,15 @@ import typer
 
 from gateway.app import CannotStart
 from gateway.app import serve as serve_gateway
-from gateway.commands import window_keys
+from gateway.commands import access, keys, window_keys
 from gateway.commands.settings import settings_of
 from gateway.config import Settings
 from gateway.doctor import examine
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(window_keys.app, name="window-keys")
+app.add_typer(keys.app, name="key")
+app.command("access")(access.show)
 
 
 @app.callback()
@@ -39,13 +41,18 @@ def serve(
     isolation: Annotated[
         str | None, typer.Option(help="strict, best-effort or none: what must stand between sessions and this host.")
     ] = None,
-    insecure: Annotated[bool | None, typer.Option("--insecure", help="Serve beyond loopback without keys.")] = None,
+    behind_tls: Annotated[
+        bool | None, typer.Option("--behind-tls", help="A proxy with TLS is all that reaches this port.")
+    ] = None,
+    insecure: Annotated[
+        bool | None, typer.Option("--insecure", help="Serve beyond loopback without keys, or without TLS.")
+    ] = None,
     log_level: Annotated[str | None, typer.Option(help="DEBUG, INFO, WARNING or ERROR.")] = None,
 ) -> None:
     """Serve until SIGTERM. The first line on stdout says where, once it is ready."""
     given: dict[str, Any] = {
         "host": host, "port": port, "data_dir": data_dir, "store": store, "isolation": isolation,
-        "insecure": insecure, "log_level": log_level,
+        "behind_tls": behind_tls, "insecure": insecure, "log_level": log_level,
     }  # fmt: skip
     settings = settings_of(given, config)
     _log_to_stderr(settings)

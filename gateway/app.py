@@ -6,6 +6,7 @@ import fcntl
 import logging
 import os
 import resource
+import shlex
 import signal
 import socket
 import sqlite3
@@ -24,11 +25,12 @@ from gateway.background.saver import Saver
 from gateway.background.supervisor import Supervisor
 from gateway.background.windows import WindowSweeper
 from gateway.config import MOST_FILES, Settings
-from gateway.errors import GatewayError
+from gateway.errors import GatewayError, StoreAway
 from gateway.handlers.base import NoSuchRoute, Services
 from gateway.handlers.openapi import document
 from gateway.handlers.routes import ROUTES
 from gateway.metrics import Metrics
+from gateway.services.access import Access
 from gateway.services.agents import AgentService
 from gateway.services.answers import AnswerService
 from gateway.services.beside import BesideService
@@ -38,6 +40,7 @@ from gateway.services.executions import ExecutionService
 from gateway.services.idempotency import IdempotencyService
 from gateway.services.introspection import IntrospectionService
 from gateway.services.jupyter import JupyterService
+from gateway.services.keys import KeyService
 from gateway.services.live import Live
 from gateway.services.live_session import Tools
 from gateway.services.memories import MemoryService
@@ -63,6 +66,7 @@ log = logging.getLogger(__name__)
 
 _MESSAGE_BYTES = 32 * 2**20  # at most, of what a kernel says; more where a run may have more outputs
 _ENVELOPE_BYTES = 2 * 2**20
+_RECHECK_S = 1.0  # whether who is being answered may still be
 _PING_S = 30  # a websocket whose client has not answered by the next one is closed
 
 
@@ -176,7 +180,7 @@ def make_engine(settings: Settings) -> LocalEngine:
 
 
 @asynccontextmanager
-async def _opened(store: Store, settings: Settings) -> AsyncIterator[None]:
+async def opened(store: Store, settings: Settings) -> AsyncIterator[None]:
     """The store, opened until the block is left. Raises `CannotStart`, in which no password is told."""
     async with contextlib.AsyncExitStack() as stack:
         try:
@@ -204,6 +208,41 @@ async def _ready(engine: LocalEngine) -> AsyncIterator[None]:
         yield
 
 
+async def _check_guarded(settings: Settings) -> None:
+    """Raises `CannotStart` unless keys are asked for beyond loopback, and nobody can read them on the way."""
+    has_keys = await _has_keys(settings)
+    otherwise = "Or bind it to 127.0.0.1, or insist with --insecure."
+    if not has_keys:
+        raise CannotStart(
+            f"Without keys this gateway would let anybody who reaches {settings.host} run code. "
+            f"Make the first one: `{_key_command(settings)}`. {otherwise}"
+        )
+    if not settings.behind_tls:
+        raise CannotStart(
+            f"On {settings.host} keys would cross the network for anybody to read. Put a proxy with TLS in front and "
+            f"say so with --behind-tls (GATEWAY_BEHIND_TLS=true). {otherwise}"
+        )
+
+
+async def _has_keys(settings: Settings) -> bool:
+    uri = settings.store_uri
+    if uri.startswith("sqlite:///") and not os.path.exists(uri.removeprefix("sqlite:///")):  # noqa: ASYNC240 - nothing else runs yet
+        return False  # nothing is made by who is refused
+    store = make_store(settings)
+    async with opened(store, settings):
+        try:
+            return await store.any_key()
+        except StoreAway:
+            return True  # or not: they are asked for in any case
+
+
+def _key_command(settings: Settings) -> str:
+    where = [] if settings.data_dir == Path(".gateway").absolute() else ["--data-dir", str(settings.data_dir)]
+    if settings.store:  # which may hold a password
+        where = ["--store", "…"]
+    return " ".join(["gateway key create admin --role admin", *map(shlex.quote, where)])
+
+
 @contextlib.contextmanager
 def claimed(data_dir: Path) -> Any:
     """The data folder, for this process alone. Yields the id that a gateway on this folder goes by."""
@@ -225,11 +264,8 @@ def claimed(data_dir: Path) -> Any:
 @asynccontextmanager
 async def running(settings: Settings) -> AsyncIterator[Gateway]:
     """A gateway that serves until the block is left. Raises `CannotStart`."""
-    if not settings.loopback and not settings.insecure:
-        raise CannotStart(
-            f"Without keys this gateway would let anybody who reaches {settings.host} run code. "
-            "Bind it to 127.0.0.1, or insist with --insecure."
-        )
+    if settings.exposed and not settings.insecure:
+        await _check_guarded(settings)
     _raise_file_limit()
     with claimed(settings.data_dir) as gateway_id:
         if "gateway_id" not in settings.model_fields_set:
@@ -238,7 +274,7 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
         store, metrics = make_store(settings), Metrics()
         engine = make_engine(settings)
         intake = Intake(max(_MESSAGE_BYTES, settings.output_limit_bytes + _ENVELOPE_BYTES))
-        async with _opened(store, settings), _ready(engine), tasks() as background:
+        async with opened(store, settings), _ready(engine), tasks() as background:
             orphans = await engine.end_orphans()
             if orphans:
                 log.warning("%d kernels of an earlier gateway were ended", orphans)
@@ -255,11 +291,14 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
             await supervisor.beat()
             background.spawn(services.snapshots.clear_unborn())
             background.spawn(services.sessions.make_ready())
-            server = Server(_application(services), xheaders=False, max_buffer_size=64 * 2**20, max_header_size=2**18)
+            server = Server(
+                _application(services), xheaders=settings.behind_tls, max_buffer_size=64 * 2**20, max_header_size=2**18
+            )
             server.add_sockets(sockets)
             background.spawn(every(settings.heartbeat_interval_s, supervisor.beat))
             background.spawn(every(settings.reaper_interval_s, reaper.sweep))
             background.spawn(every(settings.reaper_interval_s, sweeper.sweep))
+            background.spawn(every(_RECHECK_S, services.access.recheck))
             if settings.autosave:
                 background.spawn(every(settings.reaper_interval_s, saver.sweep))
             background.spawn(every(30 * settings.reaper_interval_s, reaper.sweep_unheld))
@@ -292,14 +331,18 @@ def _services(
     series = SeriesService(settings, executions, recorder, background.spawn)
     channels = ChannelService(sessions, executions, beside, background.spawn)
     agents, recaller = AgentService(store), Recaller(store)
+    keys = KeyService(store, background.spawn)
+    access = Access(settings, store, live, keys)
     return Services(
         settings=settings,
         store=store,
         live=live,
+        keys=keys,
+        access=access,
         sessions=sessions,
         executions=executions,
         channels=channels,
-        jupyter=JupyterService(store, live, sessions, channels),
+        jupyter=JupyterService(store, live, sessions, channels, access),
         contents=ContentsService(sessions, background.spawn),
         series=series,
         notebooks=NotebookService(settings, store, sessions, series),

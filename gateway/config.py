@@ -55,7 +55,11 @@ class Settings(BaseSettings):
     data_dir: Path = Path(".gateway")
     store: str = Field(default="", description="sqlite:///PATH or mongodb://…; empty is SQLite in the data folder")
     mongo_driver: Literal["motor", "pymongo"] = "motor"
-    insecure: bool = Field(default=False, description="serve beyond loopback without keys")
+    insecure: bool = Field(default=False, description="serve beyond loopback without keys, or without TLS")
+    behind_tls: bool = Field(
+        default=False,
+        description="a proxy in front speaks TLS, sets X-Forwarded-For and -Proto, and is all that reaches this port",
+    )
     allowed_hosts: list[str] = Field(default=[], description="more names that a request may call this gateway by")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["console", "json"] = "console"
@@ -218,16 +222,21 @@ class Settings(BaseSettings):
         return is_loopback(self.host)
 
     @property
+    def exposed(self) -> bool:
+        """Whether others than this machine reach it, by its address or through a proxy."""
+        return self.behind_tls or not self.loopback
+
+    @property
     def walls_wanted(self) -> Literal["strict", "best-effort", "none"]:
         if self.isolation != "auto":
             return self.isolation
-        return "best-effort" if self.loopback else "strict"
+        return "strict" if self.exposed else "best-effort"
 
     @property
     def default_network(self) -> Literal["none", "host"]:
         if self.network != "auto":
             return self.network
-        return "host" if self.loopback else "none"
+        return "none" if self.exposed else "host"
 
 
 def is_loopback(host: str) -> bool:

@@ -165,6 +165,13 @@ class MemoryNotFound(NotFound):
         super().__init__(f"No memory {memory_id!r}.", memory_id=memory_id)
 
 
+class KeyNotFound(NotFound):
+    code = "key_not_found"
+
+    def __init__(self, key_id: str) -> None:
+        super().__init__(f"No key {key_id[:64]!r}.", key_id=key_id[:64])
+
+
 class IllegalMove(Conflict):
     code = "illegal_state_move"
 

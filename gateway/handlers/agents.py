@@ -1,11 +1,13 @@
 """Agents, over HTTP, and the windows in which they act."""
 
+from contextlib import suppress
 from typing import TypeVar
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from gateway.errors import Invalid
+from gateway.errors import AgentNotFound, Invalid
 from gateway.handlers.base import ApiHandler, Operation
+from gateway.models.access import Need
 from gateway.models.agents import (
     Activate,
     Activated,
@@ -31,7 +33,25 @@ _NO_WINDOW = {401: "No active window: `window_required`, `window_invalid`, `wind
 
 
 class AgentHandler(ApiHandler):
-    """What all that is about agents does alike."""
+    """What all that is about agents does alike. A key says who asks; a window, which agent's memories are meant."""
+
+    acts_in_window = False
+
+    async def _admit(self) -> None:
+        await super()._admit()
+        operation = self._operation
+        if operation is not None and (given := self.path_kwargs.get("agent_id")) is not None:
+            agent_id, agent = self.agent_id(given), None
+            with suppress(AgentNotFound):
+                agent = await self.services.agents.get(agent_id)
+            self.services.access.check_agent(self.who, operation.needs, agent_id, agent)
+
+    async def own_window(self) -> Window:
+        """The active window that the token shows, of an agent of the caller's."""
+        window = await self.services.windows.opened(self.window_token)
+        agent = await self.services.agents.get(window.agent_id)
+        self.services.access.check_agent(self.who, Need.AGENT, window.agent_id, agent)
+        return window
 
     def agent_id(self, given: str) -> str:
         """An agent's id from the path. Raises `Invalid`."""
@@ -67,8 +87,10 @@ class AgentsHandler(AgentHandler):
     """/api/agents"""
 
     operations = {
-        "POST": Operation("Create an agent", AgentView, 201, CreateAgent, also={409: "The id is taken"}),
-        "GET": Operation("List agents, newest first", AgentList, query=PageQuery),
+        "POST": Operation(
+            "Create an agent", AgentView, 201, CreateAgent, also={409: "The id is taken"}, needs=Need.MAKE
+        ),
+        "GET": Operation("List agents, newest first", AgentList, query=PageQuery, needs=Need.KEY),
     }
 
     async def post(self) -> None:
@@ -76,7 +98,7 @@ class AgentsHandler(AgentHandler):
         self.send(self.agent_view(agent), 201)
 
     async def get(self) -> None:
-        found = await self.services.agents.list(self.query(PageQuery).page_request)
+        found = await self.services.agents.list(self.query(PageQuery).page_request, self.who.sees_only)
         views = [self.agent_view(agent) for agent in found.items]
         self.send(AgentList(
             agents=views, count=len(views), total_count=found.total_count, next_token=found.next_token
@@ -87,11 +109,11 @@ class OneAgentHandler(AgentHandler):
     """/api/agents/{agent_id}"""
 
     operations = {
-        "GET": Operation("An agent", AgentView),
-        "PUT": Operation("Change an agent; `config` is replaced as a whole", AgentView, body=UpdateAgent),
+        "GET": Operation("An agent", AgentView, needs=Need.AGENT_READ),
+        "PUT": Operation("Change an agent; `config` is replaced as a whole", AgentView, body=UpdateAgent, needs=Need.AGENT),
         "DELETE": Operation(
             "End an agent's window and delete it with its memories; `purge` removes them for good", AgentDeleted,
-            query=DeleteQuery,
+            query=DeleteQuery, needs=Need.AGENT,
         ),
     }  # fmt: skip
 
@@ -110,7 +132,11 @@ class OneAgentHandler(AgentHandler):
 class UndeleteAgentHandler(AgentHandler):
     """/api/agents/{agent_id}/undelete"""
 
-    operations = {"POST": Operation("Bring a deleted agent back, with its memories", AgentView, also={409: "Taken"})}
+    operations = {
+        "POST": Operation(
+            "Bring a deleted agent back, with its memories", AgentView, also={409: "Taken"}, needs=Need.ADMIN
+        )
+    }
 
     async def post(self, agent_id: str) -> None:
         self.body(NoQuery)
@@ -120,10 +146,12 @@ class UndeleteAgentHandler(AgentHandler):
 class ActivateHandler(AgentHandler):
     """/api/agents/{agent_id}/activate"""
 
+    answers_once = False  # a kept answer would keep the token
+
     operations = {
         "POST": Operation(
             "Open a window for an agent, in the place of any that it has; an unknown agent is created", Activated,
-            body=Activate, query=Activate, body_required=False,
+            body=Activate, query=Activate, body_required=False, needs=Need.AGENT_OR_MAKE,
         )
     }  # fmt: skip
 
@@ -136,7 +164,9 @@ class ActivateHandler(AgentHandler):
 class DeactivateHandler(AgentHandler):
     """/api/agents/{agent_id}/deactivate"""
 
-    operations = {"POST": Operation("End an agent's window; the sessions that it held go to sleep", Deactivated)}
+    operations = {
+        "POST": Operation("End an agent's window; the sessions that it held go to sleep", Deactivated, needs=Need.AGENT)
+    }
 
     async def post(self, agent_id: str) -> None:
         self.body(NoQuery)
@@ -150,24 +180,27 @@ class DeactivateHandler(AgentHandler):
 class CurrentWindowHandler(AgentHandler):
     """/api/session/current: the window of the agent that asks."""
 
-    operations = {"GET": Operation("The window that `X-Session-Token` is for", CurrentWindow, also=_NO_WINDOW)}
+    operations = {
+        "GET": Operation("The window that `X-Session-Token` is for", CurrentWindow, also=_NO_WINDOW, needs=Need.KEY)
+    }
 
     async def get(self) -> None:
-        self.send(CurrentWindow.of(await self.services.windows.opened(self.window_token), now()))
+        self.send(CurrentWindow.of(await self.own_window(), now()))
 
 
 class ExtendHandler(AgentHandler):
     """/api/session/extend"""
 
+    answers_once = False  # a kept answer would keep the token
+
     operations = {
         "POST": Operation(
             "Let the window expire so much later than it would; the token that it has stays good", Activated,
-            body=Extend, query=Extend, body_required=False, also=_NO_WINDOW,
+            body=Extend, query=Extend, body_required=False, also=_NO_WINDOW, needs=Need.KEY,
         )
     }  # fmt: skip
 
     async def post(self) -> None:
         hours = self.given(Extend).extend_hours
-        window = await self.services.windows.opened(self.window_token)
-        window, token = await self.services.windows.extend(window, hours)
+        window, token = await self.services.windows.extend(await self.own_window(), hours)
         self.send(Activated.of(window, now(), session_token=token))

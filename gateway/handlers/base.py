@@ -9,7 +9,8 @@ import logging
 import re
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial, wraps
 from http.client import responses
 from typing import Any, ClassVar, TypeVar
@@ -24,6 +25,8 @@ from tornado.web import HTTPError, MissingArgumentError, RequestHandler, stream_
 from gateway import errors
 from gateway.config import Settings, is_loopback
 from gateway.metrics import Metrics
+from gateway.models.access import NOBODY, Caller, Level, Need
+from gateway.models.agents import Window
 from gateway.models.audit import AuditLine
 from gateway.models.base import now
 from gateway.models.executions import ExecutionView
@@ -31,6 +34,8 @@ from gateway.models.idempotency import KeptAnswer
 from gateway.models.pieces import LARGE_CHARACTERS, text_size, view_pieces
 from gateway.models.queries import NoQuery
 from gateway.models.sessions import Session, SessionId, SessionView
+from gateway.services.access import Access, Pass
+from gateway.services.admitted import admit
 from gateway.services.agents import AgentService
 from gateway.services.answers import AnswerService
 from gateway.services.channels import ChannelService
@@ -39,6 +44,7 @@ from gateway.services.executions import ExecutionService
 from gateway.services.idempotency import IdempotencyService, full_key
 from gateway.services.introspection import IntrospectionService
 from gateway.services.jupyter import JupyterService
+from gateway.services.keys import KeyService
 from gateway.services.live import Live
 from gateway.services.memories import MemoryService
 from gateway.services.notebooks import NotebookService
@@ -116,6 +122,7 @@ _OF_KERNELS: dict[type[kernel_errors.KernelsError], type[errors.GatewayError]] =
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.:\-]{1,128}")
 _SESSION_ID: TypeAdapter[str] = TypeAdapter(SessionId)
 _PLACE = re.compile(r"(.*) at line (\d+) column (\d+)")
+_OWN_SITE = ("none", "same-origin")
 _CLIENT_LEFT = 499  # as nginx has it
 _FLUSHED_BYTES = 4 * 2**20
 _DISCARDED_BYTES = 1024 * 2**20
@@ -128,6 +135,8 @@ class Services:
     settings: Settings
     store: Store
     live: Live
+    keys: KeyService
+    access: Access
     sessions: SessionService
     executions: ExecutionService
     contents: ContentsService
@@ -150,7 +159,7 @@ class Services:
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """What a method of a route takes and gives; the OpenAPI document is made of these."""
+    """What a method of a route takes, gives and needs; the OpenAPI document and the table of rights are made of it."""
 
     summary: str
     answer: type[BaseModel] | str | tuple[str, ...] | None = None  # a model, media types, or nothing that has a shape
@@ -160,6 +169,7 @@ class Operation:
     body_required: bool = True
     also: dict[int, str] = field(default_factory=dict)
     also_answers: dict[int, type[BaseModel]] = field(default_factory=dict)
+    needs: Need = field(kw_only=True)
 
 
 class ErrorView(BaseModel):
@@ -201,6 +211,7 @@ class ApiHandler(RequestHandler):
 
     operations: ClassVar[dict[str, Operation]] = {}
     answers_once: ClassVar[bool] = True
+    acts_in_window: ClassVar[bool] = True  # as the agent whose `X-Session-Token` comes with the request
     takes_any_query: ClassVar[bool] = False
     refusal_model: ClassVar[type[BaseModel]] = ErrorView
 
@@ -217,12 +228,15 @@ class ApiHandler(RequestHandler):
         self._gone = False
         self._refused = False
         self._task: asyncio.Task[Any] | None = None
+        self._pass: Pass | None = None
+        self.who: Caller = NOBODY
         self.kept: KeptAnswer | None = None
 
     def set_default_headers(self) -> None:
         self.clear_header("Server")
         self.set_header("X-Content-Type-Options", "nosniff")
         self.set_header("Cache-Control", "no-store")
+        self.set_header("Referrer-Policy", "no-referrer")
         self.set_header("X-Request-Id", self.request_id)
 
     def compute_etag(self) -> None:
@@ -235,7 +249,8 @@ class ApiHandler(RequestHandler):
 
     @property
     def caller(self) -> str:
-        return "local"
+        """Who acts, as sessions and runs keep it: the name of a key, `agent:ID`, or "local" without keys."""
+        return self.who.acts_as
 
     @property
     def base_url(self) -> str:
@@ -258,10 +273,12 @@ class ApiHandler(RequestHandler):
     def body_limit_bytes(self) -> int:
         return self.services.settings.body_limit_bytes
 
-    def prepare(self) -> None:
+    async def prepare(self) -> None:
         self._task = asyncio.current_task()
         try:
             self.check()
+            await self._admit()
+            self._check_query()
         except errors.GatewayError as refusal:
             if self._body_is_not_read():
                 raise
@@ -286,10 +303,17 @@ class ApiHandler(RequestHandler):
             raise self._too_large()
         if self.request.method not in self._allowed_methods():
             raise self._not_allowed()
-        operation = self.operations.get(self.request.method or "")
+
+    def _check_query(self) -> None:
+        operation = self._operation
         takes_none = not self.takes_any_query and (operation is None or operation.query is None)
         if takes_none and self.request.query:
             self.query(NoQuery)
+
+    @property
+    def _operation(self) -> Operation | None:
+        method = self.request.method or ""
+        return self.operations.get("GET" if method == "HEAD" else method)
 
     def _not_allowed(self) -> errors.NotAllowed:
         return errors.NotAllowed(f"{self.request.path[:200]} does not take {self.request.method}.")
@@ -309,16 +333,77 @@ class ApiHandler(RequestHandler):
         """Without keys only this machine may ask: a name that is not loopback, or a page from elsewhere, may not."""
         settings = self.services.settings
         host, name = self.request.host, _host(f"//{self.request.host}", with_port=False)
-        if settings.loopback and not is_loopback(name) and name not in settings.allowed_hosts:
+        if not settings.exposed and not is_loopback(name) and name not in settings.allowed_hosts:
             raise HostRefused(f"This gateway does not answer to the name {host!r}.", host=host)
         origin = self.request.headers.get("Origin")
         reads = self.request.method in ("GET", "HEAD", "OPTIONS")
         if origin is not None and not reads and not self.is_own_page(origin):
             raise OriginRefused(f"A page of {origin!r} may not do this.", origin=origin)
+        if origin is None and not reads and self.request.headers.get("Sec-Fetch-Site", "none") not in _OWN_SITE:
+            raise OriginRefused("A page from elsewhere may not do this.")
 
     def is_own_page(self, origin: str) -> bool:
         """Whether a page of this origin is one that this gateway has sent."""
         return _host(origin) == self.request.host.lower()
+
+    # Who asks, and whether they may
+
+    async def _admit(self) -> None:
+        """Raises `Unauthenticated`, `Denied`, or what an unknown session raises if this one is not the caller's."""
+        operation, access = self._operation, self.services.access
+        if operation is None or operation.needs is Need.OPEN:
+            return
+        token, need = self.token, operation.needs
+        self.who = await access.enter(token, self.request.remote_ip or "")
+        if self.acts_in_window and (window_token := self.request.headers.get("X-Session-Token")) is not None:
+            self.who = await self._inside(await self.services.windows.opened(window_token))
+        session: Session | None = None
+        if not self.who.is_admin:
+            missing: errors.GatewayError = errors.NotFound("There is nothing here.")
+            if need.level is not Level.NONE:
+                missing = self.no_such_session()
+                with suppress(errors.NotFound):
+                    session = await self.asked_session()
+            access.check(self.who, need, session, missing)
+            if need.level is not Level.NONE:
+                admit(partial(self._still_may, need.level))
+        if self.who.key_id is not None and token is not None:
+            self._pass = Pass(token, need, session.uid if session is not None else None, self.cut_off)
+            access.begin(self._pass)
+
+    async def _inside(self, window: Window) -> Caller:
+        """The caller as the agent of the window: it may do what the agent may, and nothing else."""
+        agent = await self.services.agents.get(window.agent_id)
+        self.services.access.check_agent(self.who, Need.AGENT, window.agent_id, agent)
+        return replace(self.who, agent_id=window.agent_id, window_id=window.id)
+
+    def _still_may(self, level: Level, session: Session) -> None:
+        self.services.access.require(self.who, level, session, errors.SessionNotFound(session.id))
+
+    @property
+    def token(self) -> str | None:
+        """What the caller shows; None if nothing."""
+        given = self.request.headers.get("Authorization", "").strip()
+        scheme, _, token = given.partition(" ")
+        if not given:
+            return None
+        return token.strip() if scheme.lower() in ("bearer", "token") else given
+
+    async def asked_session(self) -> Session:
+        """The session that the path names. Raises `NotFound`."""
+        return await self.services.sessions.find(self.session_id(self.path_kwargs["session_id"]))
+
+    def no_such_session(self) -> errors.GatewayError:
+        """What is said of a session that is not there, or not for this caller."""
+        return errors.SessionNotFound(self.session_id(self.path_kwargs["session_id"]))
+
+    def cut_off(self) -> None:
+        """The caller's key, or what it was granted, is good no more: to this end the client has left."""
+        self.request.connection.stream.close()  # type: ignore[union-attr]
+
+    def _leave(self) -> None:
+        if self._pass is not None:
+            self.services.access.end(self._pass)
 
     @property
     def raw_body(self) -> bytes:
@@ -429,6 +514,8 @@ class ApiHandler(RequestHandler):
         self.set_status(_status_of(refusal))
         if isinstance(refusal, errors.NotAllowed):
             self.set_header("Allow", ", ".join(sorted(self._allowed_methods())))
+        if isinstance(refusal, errors.Unauthenticated):
+            self.set_header("WWW-Authenticate", 'Bearer realm="session-gateway"')
         if refusal.retry_after_s is not None or isinstance(refusal, errors.Exhausted | errors.Unavailable):
             self.set_header("Retry-After", str(refusal.retry_after_s or 1))
         if not self.request._body_future.done():  # Tornado refused it, and will not read on
@@ -470,10 +557,12 @@ class ApiHandler(RequestHandler):
     def on_connection_close(self) -> None:
         """The client went away: nobody waits for this answer, unless it is kept for a retry."""
         self._gone = True
+        self._leave()
         if self._task is not None and "Idempotency-Key" not in self.request.headers:
             self._task.cancel()
 
     def on_finish(self) -> None:
+        self._leave()
         status, method = self.get_status(), self.request.method or ""
         metrics = self.services.metrics
         counted_as = method if method in self.SUPPORTED_METHODS else "other"  # a client can make up any number of them

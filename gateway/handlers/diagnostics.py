@@ -6,6 +6,7 @@ from typing import Literal
 from gateway import metrics
 from gateway.errors import GatewayError
 from gateway.handlers.base import ApiHandler, Operation
+from gateway.models.access import Need
 from gateway.models.queries import Health, KernelsAnswer, LogsQuery, LogView, Ready, SessionMetrics
 
 
@@ -13,7 +14,7 @@ class HealthHandler(ApiHandler):
     """GET /api/health: the process lives."""
 
     takes_any_query = True
-    operations = {"GET": Operation("The gateway lives", Health)}
+    operations = {"GET": Operation("The gateway lives", Health, needs=Need.OPEN)}
 
     def get(self) -> None:
         self.send(Health(version=version("session-gateway")))
@@ -24,7 +25,13 @@ class ReadyHandler(ApiHandler):
 
     takes_any_query = True
     operations = {
-        "GET": Operation("Store and kernels are usable", Ready, also={503: "They are not"}, also_answers={503: Ready})
+        "GET": Operation(
+            "Store and kernels are usable",
+            Ready,
+            also={503: "They are not"},
+            also_answers={503: Ready},
+            needs=Need.OPEN,
+        )
     }
 
     async def get(self) -> None:
@@ -50,7 +57,7 @@ class ReadyHandler(ApiHandler):
 class KernelsHandler(ApiHandler):
     """GET /api/kernels: what can run here."""
 
-    operations = {"GET": Operation("Installed kernels", KernelsAnswer)}
+    operations = {"GET": Operation("Installed kernels", KernelsAnswer, needs=Need.KEY)}
 
     def get(self) -> None:
         specs = self.services.sessions.kernelspecs()
@@ -62,7 +69,7 @@ class MetricsHandler(ApiHandler):
     """GET /metrics, for Prometheus."""
 
     takes_any_query = True
-    operations = {"GET": Operation("What the gateway counts, for Prometheus", "text/plain")}
+    operations = {"GET": Operation("What the gateway counts, for Prometheus", "text/plain", needs=Need.MONITOR)}
 
     def get(self) -> None:
         self.set_header("Content-Type", metrics.CONTENT_TYPE)
@@ -72,7 +79,11 @@ class MetricsHandler(ApiHandler):
 class LogsHandler(ApiHandler):
     """/api/sessions/{session_id}/logs"""
 
-    operations = {"GET": Operation("The end of the kernel's own output, or of its setup's", LogView, query=LogsQuery)}
+    operations = {
+        "GET": Operation(
+            "The end of the kernel's own output, or of its setup's", LogView, query=LogsQuery, needs=Need.READ
+        )
+    }
 
     async def get(self, session_id: str) -> None:
         query, session_id = self.query(LogsQuery), self.session_id(session_id)
@@ -84,7 +95,7 @@ class LogsHandler(ApiHandler):
 class SessionMetricsHandler(ApiHandler):
     """/api/sessions/{session_id}/metrics"""
 
-    operations = {"GET": Operation("What a session uses", SessionMetrics)}
+    operations = {"GET": Operation("What a session uses", SessionMetrics, needs=Need.READ)}
 
     async def get(self, session_id: str) -> None:
         self.send(SessionMetrics(**await self.services.sessions.metrics(self.session_id(session_id))))

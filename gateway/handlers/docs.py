@@ -5,6 +5,7 @@ import secrets
 from importlib.resources import files
 
 from gateway.handlers.base import ApiHandler, Operation
+from gateway.models.access import Need
 
 _POLICY = "default-src 'none'; script-src 'self' 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'"
 
@@ -13,7 +14,7 @@ class OpenApiHandler(ApiHandler):
     """GET /api/openapi.json"""
 
     takes_any_query = True
-    operations = {"GET": Operation("This document", "application/json")}
+    operations = {"GET": Operation("This document", "application/json", needs=Need.OPEN)}
 
     def get(self) -> None:
         self.send_json(json.dumps(self.application.settings["openapi"]))
@@ -23,7 +24,7 @@ class DocsHandler(ApiHandler):
     """GET /docs: the document as a page; it works without any other host."""
 
     takes_any_query = True
-    operations = {"GET": Operation("The API as a page", "text/html")}
+    operations = {"GET": Operation("The API as a page", "text/html", needs=Need.OPEN)}
 
     def get(self) -> None:
         nonce = secrets.token_urlsafe(16)
@@ -37,7 +38,7 @@ class HomeHandler(ApiHandler):
     """GET /: for now the way to the docs."""
 
     takes_any_query = True
-    operations = {"GET": Operation("The way in", "text/html", 302)}
+    operations = {"GET": Operation("The way in", "text/html", 302, needs=Need.OPEN)}
 
     def get(self) -> None:
         self.redirect("/docs")

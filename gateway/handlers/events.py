@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from gateway.errors import ExecutionNotFound, Malformed
 from gateway.handlers.base import ApiHandler, Operation, as_refusal, envelope
+from gateway.models.access import Need
 from gateway.models.executions import RunRequest
 from gateway.models.idempotency import KeptAnswer
 from gateway.services.journal import Journal
@@ -104,7 +105,7 @@ class StreamHandler(RunEventHandler):
 
     operations = {
         "POST": Operation("Run code and stream its outputs; `Last-Event-ID` resumes", "text/event-stream",
-                          body=RunRequest, body_required=False)
+                          body=RunRequest, body_required=False, needs=Need.RUN_OR_MAKE)
     }  # fmt: skip
 
     async def post(self, session_id: str) -> None:
@@ -138,7 +139,7 @@ class StreamHandler(RunEventHandler):
 class ExecutionEventsHandler(RunEventHandler):
     """/api/sessions/{session_id}/executions/{execution_id}/events: follow a run that was started elsewhere."""
 
-    operations = {"GET": Operation("Stream the events of a run", "text/event-stream")}
+    operations = {"GET": Operation("Stream the events of a run", "text/event-stream", needs=Need.READ)}
 
     async def get(self, session_id: str, execution_id: str) -> None:
         last = self.last_event()
@@ -151,7 +152,9 @@ class SessionEventsHandler(EventHandler):
 
     operations = {
         "GET": Operation(
-            "Stream state moves and outputs, also what is printed after its cell has ended", "text/event-stream"
+            "Stream state moves and outputs, also what is printed after its cell has ended",
+            "text/event-stream",
+            needs=Need.READ,
         )
     }
 

@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 from gateway.errors import Invalid
 from gateway.handlers.base import ApiHandler, Operation, envelope
+from gateway.models.access import Need
 from gateway.models.queries import ArchiveUnpacked, FileDeleted, FileList, FilesQuery, FileView, MoveFile
 from kernels.engine import FileInfo
 from kernels.errors import BadPath, FileConflict
@@ -47,8 +48,8 @@ class UploadHandler(ApiHandler):
         self._pieces: asyncio.Queue[bytes | None] = asyncio.Queue(_PIECES_AHEAD)
         self._receiving: asyncio.Task[None] | None = None
 
-    def prepare(self) -> None:
-        super().prepare()
+    async def prepare(self) -> None:
+        await super().prepare()
         if self.request.method == "PUT" and not self._refused:
             self._receiving = asyncio.create_task(self.receive(self._incoming(), **self.path_kwargs))
             self._receiving.add_done_callback(_seen)
@@ -93,7 +94,7 @@ class UploadHandler(ApiHandler):
 class FilesHandler(ApiHandler):
     """/api/sessions/{session_id}/files"""
 
-    operations = {"GET": Operation("List a folder of the workspace", FileList, query=FilesQuery)}
+    operations = {"GET": Operation("List a folder of the workspace", FileList, query=FilesQuery, needs=Need.READ)}
 
     async def get(self, session_id: str) -> None:
         query = self.query(FilesQuery)
@@ -107,10 +108,10 @@ class FileHandler(UploadHandler):
 
     operations = {
         "GET": Operation("Download a file; `Range` and `If-None-Match` are honoured", "application/octet-stream",
-                         also={206: "A part", 304: "Not modified", 416: "No such part"}),
+                         also={206: "A part", 304: "Not modified", 416: "No such part"}, needs=Need.READ),
         "PUT": Operation("Upload a file; the old one stays until the new one is whole", FileView, 201,
-                         body="application/octet-stream"),
-        "DELETE": Operation("Delete a file, or a folder with all in it", FileDeleted),
+                         body="application/octet-stream", needs=Need.RUN_OR_MAKE),
+        "DELETE": Operation("Delete a file, or a folder with all in it", FileDeleted, needs=Need.RUN),
     }  # fmt: skip
 
     async def head(self, session_id: str, path: str) -> None:
@@ -179,7 +180,9 @@ class FileHandler(UploadHandler):
 class MoveHandler(ApiHandler):
     """POST /api/sessions/{session_id}/files/move"""
 
-    operations = {"POST": Operation("Move or rename", FileView, body=MoveFile, also={409: "The target is there"})}
+    operations = {
+        "POST": Operation("Move or rename", FileView, body=MoveFile, also={409: "The target is there"}, needs=Need.RUN)
+    }
 
     async def post(self, session_id: str) -> None:
         request = self.body(MoveFile)
@@ -193,9 +196,12 @@ class ArchiveHandler(UploadHandler):
     """/api/sessions/{session_id}/archive"""
 
     operations = {
-        "GET": Operation("The workspace as tar.zst", "application/zstd"),
+        "GET": Operation("The workspace as tar.zst", "application/zstd", needs=Need.READ),
         "PUT": Operation(
-            "Unpack a tar.zst, tar.gz or tar over the workspace", ArchiveUnpacked, body="application/zstd"
+            "Unpack a tar.zst, tar.gz or tar over the workspace",
+            ArchiveUnpacked,
+            body="application/zstd",
+            needs=Need.RUN_OR_MAKE,
         ),
     }
 

@@ -3,6 +3,7 @@
 import json
 
 from gateway.handlers.base import ApiHandler, Operation
+from gateway.models.access import Need
 from gateway.models.queries import (
     CompleteRequest,
     InspectRequest,
@@ -17,7 +18,7 @@ from gateway.models.queries import (
 class VariablesHandler(ApiHandler):
     """/api/sessions/{session_id}/variables"""
 
-    operations = {"GET": Operation("The session's variables", KernelReply, query=VariablesQuery)}
+    operations = {"GET": Operation("The session's variables", KernelReply, query=VariablesQuery, needs=Need.READ)}
 
     async def get(self, session_id: str) -> None:
         query = self.query(VariablesQuery)
@@ -29,9 +30,11 @@ class VariableHandler(ApiHandler):
     """/api/sessions/{session_id}/variables/{name}"""
 
     operations = {
-        "GET": Operation("One variable as JSON; a table comes in pages", KernelReply, query=VariableQuery),
-        "PUT": Operation("Set a variable", KernelReply, body=SetVariable),
-        "DELETE": Operation("Delete a variable", KernelReply),
+        "GET": Operation(
+            "One variable as JSON; a table comes in pages", KernelReply, query=VariableQuery, needs=Need.READ
+        ),
+        "PUT": Operation("Set a variable", KernelReply, body=SetVariable, needs=Need.RUN),
+        "DELETE": Operation("Delete a variable", KernelReply, needs=Need.RUN),
     }
 
     async def get(self, session_id: str, name: str) -> None:
@@ -54,7 +57,7 @@ class VariableHandler(ApiHandler):
 class CompleteHandler(ApiHandler):
     """POST /api/sessions/{session_id}/complete"""
 
-    operations = {"POST": Operation("Complete code at the cursor", KernelReply, body=CompleteRequest)}
+    operations = {"POST": Operation("Complete code at the cursor", KernelReply, body=CompleteRequest, needs=Need.RUN)}
 
     async def post(self, session_id: str) -> None:
         request = self.body(CompleteRequest)
@@ -66,7 +69,9 @@ class CompleteHandler(ApiHandler):
 class InspectHandler(ApiHandler):
     """POST /api/sessions/{session_id}/inspect"""
 
-    operations = {"POST": Operation("Tell about the name at the cursor", KernelReply, body=InspectRequest)}
+    operations = {
+        "POST": Operation("Tell about the name at the cursor", KernelReply, body=InspectRequest, needs=Need.RUN)
+    }
 
     async def post(self, session_id: str) -> None:
         request = self.body(InspectRequest)
@@ -78,7 +83,9 @@ class InspectHandler(ApiHandler):
 class IsCompleteHandler(ApiHandler):
     """POST /api/sessions/{session_id}/is_complete"""
 
-    operations = {"POST": Operation("Tell whether code can be run as it is", KernelReply, body=IsCompleteRequest)}
+    operations = {
+        "POST": Operation("Tell whether code can be run as it is", KernelReply, body=IsCompleteRequest, needs=Need.RUN)
+    }
 
     async def post(self, session_id: str) -> None:
         code = self.body(IsCompleteRequest).code

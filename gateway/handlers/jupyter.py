@@ -7,6 +7,7 @@ from pydantic import BaseModel
 
 from gateway import errors
 from gateway.handlers.base import ApiHandler, Operation
+from gateway.models.access import Need
 from gateway.models.contents import JupyterError
 from gateway.models.jupyter import (
     ApiVersion,
@@ -24,10 +25,17 @@ _SPECS = "/jupyter/kernelspecs"
 
 
 class JupyterHandler(ApiHandler):
-    """A token, as `Authorization: token …` or `?token=`, is taken and not looked at: there are no keys."""
+    """A key may also come as `?token=`: browsers can't give a websocket a header."""
 
     takes_any_query = True
     refusal_model = JupyterError
+
+    @property
+    def token(self) -> str | None:
+        given = super().token
+        if given is not None:
+            return given
+        return self.get_query_argument("token", "") or None
 
     def refusal(self, error: errors.GatewayError) -> BaseModel:
         reason = error.details.get("reason")
@@ -37,7 +45,7 @@ class JupyterHandler(ApiHandler):
 class VersionHandler(JupyterHandler):
     """/jupyter/api"""
 
-    operations = {"GET": Operation("The version of Jupyter Server's API that this is", ApiVersion)}
+    operations = {"GET": Operation("The version of Jupyter Server's API that this is", ApiVersion, needs=Need.KEY)}
 
     def get(self) -> None:
         self.send(ApiVersion(version=_API_VERSION))
@@ -46,16 +54,16 @@ class VersionHandler(JupyterHandler):
 class StatusHandler(JupyterHandler):
     """/jupyter/api/status"""
 
-    operations = {"GET": Operation("Since when it runs, and how many use it", ServerStatus)}
+    operations = {"GET": Operation("Since when it runs, and how many use it", ServerStatus, needs=Need.KEY)}
 
     async def get(self) -> None:
-        self.send(await self.services.jupyter.status())
+        self.send(await self.services.jupyter.status(self.who))
 
 
 class MeHandler(JupyterHandler):
     """/jupyter/api/me"""
 
-    operations = {"GET": Operation("Who the caller is", Me)}
+    operations = {"GET": Operation("Who the caller is", Me, needs=Need.KEY)}
 
     def get(self) -> None:
         name = self.caller
@@ -65,7 +73,7 @@ class MeHandler(JupyterHandler):
 class KernelspecsHandler(JupyterHandler):
     """/jupyter/api/kernelspecs"""
 
-    operations = {"GET": Operation("Installed kernelspecs", KernelspecsModel)}
+    operations = {"GET": Operation("Installed kernelspecs", KernelspecsModel, needs=Need.KEY)}
 
     def get(self) -> None:
         specs = self.services.sessions.kernelspecs()
@@ -77,7 +85,7 @@ class KernelspecsHandler(JupyterHandler):
 class KernelspecHandler(JupyterHandler):
     """/jupyter/api/kernelspecs/{name}"""
 
-    operations = {"GET": Operation("One kernelspec", KernelspecModel)}
+    operations = {"GET": Operation("One kernelspec", KernelspecModel, needs=Need.KEY)}
 
     def get(self, name: str) -> None:
         self.send(_model(_spec(self, name)))
@@ -86,7 +94,7 @@ class KernelspecHandler(JupyterHandler):
 class KernelspecFileHandler(JupyterHandler):
     """/jupyter/kernelspecs/{name}/{file}: logos, and what else a front end needs of a kernel."""
 
-    operations = {"GET": Operation("A file of a kernelspec", "application/octet-stream")}
+    operations = {"GET": Operation("A file of a kernelspec", "application/octet-stream", needs=Need.KEY)}
 
     async def get(self, name: str, file: str) -> None:
         path = _files(_spec(self, name)).get(file)
@@ -100,7 +108,7 @@ class KernelspecFileHandler(JupyterHandler):
 class TerminalsHandler(JupyterHandler):
     """/jupyter/api/terminals: there are none."""
 
-    operations = {"GET": Operation("Terminals are not offered", also={404: "There are none"})}
+    operations = {"GET": Operation("Terminals are not offered", also={404: "There are none"}, needs=Need.KEY)}
 
     def get(self) -> None:
         raise errors.NotFound("Terminals are not offered here: a session's code can run `!` commands.")

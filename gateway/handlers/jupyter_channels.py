@@ -8,14 +8,16 @@ from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
 from gateway.errors import Malformed
 from gateway.handlers.base import Operation, OriginRefused
-from gateway.handlers.jupyter import JupyterHandler
+from gateway.handlers.jupyter_kernels import OfKernelHandler
+from gateway.models.access import Need
 from gateway.models.channels import V1, Envelope, read
 from gateway.models.jupyter import ChannelsQuery
 from gateway.services.front_ends import FrontEnd, Noting
 from gateway.services.live_session import LiveSession
 from kernels.messages import BadMessage
 
-_CODE_UNREADABLE = 1007
+_SWITCHED = 101
+_CODE_UNREADABLE, _CODE_NOT_ALLOWED = 1007, 4401
 
 
 class _Handed:
@@ -53,10 +55,13 @@ class _Handed:
         return sent
 
 
-class ChannelsHandler(JupyterHandler, WebSocketHandler):
+class ChannelsHandler(OfKernelHandler, WebSocketHandler):
     """/jupyter/api/kernels/{kernel_id}/channels"""
 
-    operations = {"GET": Operation("The kernel's channels, as a websocket", None, 101, query=ChannelsQuery)}
+    operations = {
+        "GET": Operation("The kernel's channels, as a websocket", None, 101, query=ChannelsQuery, needs=Need.RUN)
+    }
+    _cut_off = False
     live: LiveSession
     front_end: FrontEnd
 
@@ -83,7 +88,13 @@ class ChannelsHandler(JupyterHandler, WebSocketHandler):
         session_id = self.get_query_argument("session_id", "")[:256] or None
         self.front_end = self.services.channels.attach(self.live, session_id, self.caller, self)
 
+    def cut_off(self) -> None:
+        self._cut_off = True
+        self.close(_CODE_NOT_ALLOWED, "The key, or what it was granted, is good no more.")
+
     async def on_message(self, message: str | bytes) -> None:
+        if self._cut_off:  # said before the client heard of it
+            return
         try:
             channel, asked = read(message, v1=self.selected_subprotocol == V1)
         except BadMessage as error:
@@ -91,7 +102,15 @@ class ChannelsHandler(JupyterHandler, WebSocketHandler):
             return
         await self.services.channels.receive(self.live, self.front_end, channel, asked)
 
+    def on_finish(self) -> None:
+        """Tornado calls this when the socket is open: what follows it is still watched."""
+        watched = self._pass if self.get_status() == _SWITCHED else None
+        super().on_finish()
+        if watched is not None:
+            self.services.access.begin(watched)
+
     def on_close(self) -> None:
+        self._leave()
         self.services.channels.leave(self.live, self.front_end, self)
 
     def deliver(self, envelope: Envelope, noting: Noting | None) -> "asyncio.Future[None]":

@@ -6,6 +6,7 @@ from pydantic import BaseModel
 
 from gateway.handlers.agents import AgentHandler
 from gateway.handlers.base import Operation
+from gateway.models.access import Need
 from gateway.models.base import now
 from gateway.models.memories import (
     Answered,
@@ -40,7 +41,7 @@ class RememberHandler(MemoryHandler):
 
     operations = {
         "POST": Operation("Note something down", MemoryView, 201, Remember, query=Remember, body_required=False,
-                          also=_NO_WINDOW)
+                          also=_NO_WINDOW, needs=Need.AGENT)
     }  # fmt: skip
 
     async def post(self, agent_id: str) -> None:
@@ -52,9 +53,9 @@ class RecallHandler(MemoryHandler):
     """/api/agents/{agent_id}/recall"""
 
     operations = {
-        "GET": Operation("Find memories by what they say, the best first", Recalled, query=Recall, also=_NO_WINDOW),
+        "GET": Operation("Find memories by what they say, the best first", Recalled, query=Recall, also=_NO_WINDOW, needs=Need.AGENT_READ),
         "POST": Operation("Find memories by what they say, the best first", Recalled, body=Recall, query=Recall,
-                          body_required=False, also=_NO_WINDOW),
+                          body_required=False, also=_NO_WINDOW, needs=Need.AGENT),
     }  # fmt: skip
 
     async def get(self, agent_id: str) -> None:
@@ -79,7 +80,7 @@ class AnswerHandler(MemoryHandler):
 
     operations = {
         "POST": Operation("Answer a question from memories, which the answer cites", Answered, body=Ask, query=Ask,
-                          body_required=False, also=_NO_WINDOW)
+                          body_required=False, also=_NO_WINDOW, needs=Need.AGENT)
     }  # fmt: skip
 
     async def post(self, agent_id: str) -> None:
@@ -92,7 +93,11 @@ class AnswerHandler(MemoryHandler):
 class MemoriesHandler(MemoryHandler):
     """/api/agents/{agent_id}/memories"""
 
-    operations = {"GET": Operation("List memories, newest first", MemoryList, query=MemoriesQuery, also=_NO_WINDOW)}
+    operations = {
+        "GET": Operation(
+            "List memories, newest first", MemoryList, query=MemoriesQuery, also=_NO_WINDOW, needs=Need.AGENT_READ
+        )
+    }
 
     async def get(self, agent_id: str) -> None:
         window, query = await self.window(agent_id), self.query(MemoriesQuery)
@@ -107,11 +112,11 @@ class OneMemoryHandler(MemoryHandler):
     """/api/agents/{agent_id}/memories/{memory_id}"""
 
     operations = {
-        "GET": Operation("A memory", MemoryView, also=_NO_WINDOW),
+        "GET": Operation("A memory", MemoryView, also=_NO_WINDOW, needs=Need.AGENT_READ),
         "PATCH": Operation("Change a memory; what it said before stays known to `as_of`", MemoryView, body=EditMemory,
-                           also=_NO_WINDOW),
+                           also=_NO_WINDOW, needs=Need.AGENT),
         "DELETE": Operation("Forget a memory; only `as_of` an earlier time still finds it", MemoryDeleted,
-                            also=_NO_WINDOW),
+                            also=_NO_WINDOW, needs=Need.AGENT),
     }  # fmt: skip
 
     async def get(self, agent_id: str, memory_id: str) -> None:

@@ -4,6 +4,7 @@ from urllib.parse import quote
 
 from gateway.handlers.base import Operation
 from gateway.handlers.series import SeriesHandler
+from gateway.models.access import Need
 from gateway.models.notebooks import Notebook, NotebookQuery, NotebookRun, RunNotebookQuery
 
 # A page shows what a session wrote: it runs no script, and asks no other host for anything.
@@ -21,10 +22,10 @@ class NotebookHandler(_NotebookHandler):
     operations = {
         "GET": Operation("The history as a notebook, or as a page, a script or Markdown",
                          ("application/x-ipynb+json", "text/html", "text/markdown", "text/plain"),
-                         query=NotebookQuery),
+                         query=NotebookQuery, needs=Need.READ),
         "POST": Operation("Run a notebook cell by cell; failing cells are a result, not an error", NotebookRun,
                           body=Notebook, query=RunNotebookQuery, also={202: "Begun in the background"},
-                          also_answers={202: NotebookRun}),
+                          also_answers={202: NotebookRun}, needs=Need.RUN_OR_MAKE),
     }  # fmt: skip
 
     async def get(self, session_id: str) -> None:
@@ -47,8 +48,12 @@ class NotebookRunHandler(_NotebookHandler):
     """/api/sessions/{session_id}/notebook/{run_id}"""
 
     operations = {
-        "GET": Operation("A notebook that runs, or has run lately, with its outputs so far", NotebookRun),
-        "DELETE": Operation("Stop it: the cell under way is interrupted, and no later one begins", NotebookRun),
+        "GET": Operation(
+            "A notebook that runs, or has run lately, with its outputs so far", NotebookRun, needs=Need.READ
+        ),
+        "DELETE": Operation(
+            "Stop it: the cell under way is interrupted, and no later one begins", NotebookRun, needs=Need.RUN
+        ),
     }
 
     async def get(self, session_id: str, run_id: str) -> None:
@@ -61,7 +66,7 @@ class NotebookRunHandler(_NotebookHandler):
 class NotebookEventsHandler(_NotebookHandler):
     """/api/sessions/{session_id}/notebook/{run_id}/events"""
 
-    operations = {"GET": Operation("Stream the events of a notebook that runs", "text/event-stream")}
+    operations = {"GET": Operation("Stream the events of a notebook that runs", "text/event-stream", needs=Need.READ)}
 
     async def get(self, session_id: str, run_id: str) -> None:
         await self.resume(session_id, run_id)

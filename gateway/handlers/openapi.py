@@ -9,10 +9,12 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from gateway.handlers.base import Operation
+from gateway.models.access import Need
 
 _REF = "#/components/schemas/{model}"
 _ERRORS = {
-    400: "It can't be read", 403: "Not for this caller", 404: "There is no such thing", 409: "Not as things stand",
+    400: "It can't be read", 401: "No key, or not a good one", 403: "Not for this caller",
+    404: "There is no such thing", 409: "Not as things stand",
     413: "Too large", 415: "Not JSON", 422: "A field does not hold what it must", 429: "Too much at once",
     503: "Something that is needed is away", 504: "It took too long",
 }  # fmt: skip
@@ -24,6 +26,33 @@ _IN_PATH: dict[str, dict[str, Any]] = {
         "type": "string", "pattern": r"^[A-Za-z0-9][A-Za-z0-9_.:\-]{0,127}$", "examples": ["continuous-bot"],
     },
 }  # fmt: skip
+
+
+_SECURITY: dict[str, dict[str, Any]] = {
+    "key": {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "An API key. Without keys, on loopback, none is asked for",
+    },
+    "token": {"type": "apiKey", "in": "query", "name": "token", "description": "The same key, as Jupyter's clients do"},
+}
+_NEEDS = {
+    Need.OPEN: "Needs no key.",
+    Need.KEY: "Needs a key; shows what its holder may see.",
+    Need.MONITOR: "Needs a key of the role admin or viewer.",
+    Need.MAKE: "Needs a key that may have sessions: not a viewer's.",
+    Need.READ: "Needs to own the session, or a grant of `read`.",
+    Need.RUN: "Needs to own the session, or a grant of `run`.",
+    Need.RUN_OR_MAKE: "Needs to own the session, or a grant of `run`; a session that nobody has is made.",
+    Need.COPY: "Needs to own the session, or a grant of `run`; the new one is the caller's.",
+    Need.WRITE: "Needs to own the session, or a grant of `write`.",
+    Need.OWN: "Needs to own the session.",
+    Need.UNDELETE: "Needs to have owned the session.",
+    Need.AGENT_READ: "Needs to have made the agent, or to be it.",
+    Need.AGENT: "Needs to have made the agent, or to be it; a viewer may not.",
+    Need.AGENT_OR_MAKE: "Needs to have made the agent, or to be it; one that nobody has is made.",
+    Need.ADMIN: "Needs a key of the role admin.",
+}
 
 
 def document(routes: Iterable[tuple[str, type[Any]]]) -> dict[str, Any]:
@@ -53,7 +82,7 @@ def document(routes: Iterable[tuple[str, type[Any]]]) -> dict[str, Any]:
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "paths": paths,
-        "components": {"schemas": definitions.get("$defs", {})},
+        "components": {"schemas": definitions.get("$defs", {}), "securitySchemes": _SECURITY},
     }
 
 
@@ -73,6 +102,8 @@ def _operation(path: str, method: str, operation: Operation, refs: dict[Any, Any
     described: dict[str, Any] = {
         "operationId": re.sub(r"\W+", "_", f"{method.lower()}_{path.strip('/')}").strip("_"),
         "summary": operation.summary,
+        "description": _NEEDS[operation.needs],
+        "security": _security(path, operation.needs),
         "tags": [next((part for part in parts[1:] if not part.startswith("{")), "service")],
         "responses": _responses(operation, refs, refused),
     }
@@ -92,6 +123,12 @@ def _operation(path: str, method: str, operation: Operation, refs: dict[Any, Any
     return described
 
 
+def _security(path: str, need: Need) -> list[dict[str, list[str]]]:
+    if need is Need.OPEN:
+        return []
+    return [{"key": []}, {"token": []}] if path.startswith("/jupyter/") else [{"key": []}]
+
+
 def _responses(operation: Operation, refs: dict[Any, Any], refused: Any) -> dict[str, Any]:
     fine: dict[str, Any] = {"description": operation.summary}
     if operation.answer is not None:
@@ -99,6 +136,8 @@ def _responses(operation: Operation, refs: dict[Any, Any], refused: Any) -> dict
     responses = {str(operation.status): fine}
     refusal = {"application/json": {"schema": refused}}
     for status, why in {**_ERRORS, **operation.also}.items():
+        if status == 401 and operation.needs is Need.OPEN:
+            continue
         content = refusal if status >= 400 else {}
         if answer := operation.also_answers.get(status):
             content = _content(answer, "serialization", refs)

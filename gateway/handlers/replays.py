@@ -2,6 +2,7 @@
 
 from gateway.handlers.base import Operation
 from gateway.handlers.series import SeriesHandler
+from gateway.models.access import Need
 from gateway.models.replays import Replay, ReplayRequest
 
 
@@ -16,7 +17,7 @@ class ReplaysHandler(_ReplayHandler):
     operations = {
         "POST": Operation("Run the history again in a new session and compare, run by run", Replay, body=ReplayRequest,
                           body_required=False, also={202: "Begun in the background", 409: "The id is taken"},
-                          also_answers={202: Replay}),
+                          also_answers={202: Replay}, needs=Need.COPY),
     }  # fmt: skip
 
     async def post(self, session_id: str) -> None:
@@ -29,8 +30,8 @@ class ReplayHandler(_ReplayHandler):
     """/api/sessions/{session_id}/replay/{replay_id}"""
 
     operations = {
-        "GET": Operation("A replay that is under way, or was lately", Replay),
-        "DELETE": Operation("Stop it; the new session stays", Replay),
+        "GET": Operation("A replay that is under way, or was lately", Replay, needs=Need.READ),
+        "DELETE": Operation("Stop it; the new session stays", Replay, needs=Need.RUN),
     }
 
     async def get(self, session_id: str, replay_id: str) -> None:
@@ -43,7 +44,7 @@ class ReplayHandler(_ReplayHandler):
 class ReplayEventsHandler(_ReplayHandler):
     """/api/sessions/{session_id}/replay/{replay_id}/events"""
 
-    operations = {"GET": Operation("Stream the events of a replay", "text/event-stream")}
+    operations = {"GET": Operation("Stream the events of a replay", "text/event-stream", needs=Need.READ)}
 
     async def get(self, session_id: str, replay_id: str) -> None:
         await self.resume(session_id, replay_id)

@@ -1,6 +1,9 @@
 """Sessions over HTTP."""
 
+from dataclasses import replace
+
 from gateway.handlers.base import ApiHandler, Operation
+from gateway.models.access import Grants, Need
 from gateway.models.executions import RestartRequest
 from gateway.models.pages import Page
 from gateway.models.queries import DeleteManyQuery, DeleteQuery, NoQuery, PageQuery, SessionQuery
@@ -29,11 +32,20 @@ class SessionsHandler(ApiHandler):
     """/api/sessions"""
 
     operations = {
-        "POST": Operation("Create a session", SessionView, 201, CreateSession, body_required=False,
-                          also={409: "The id is taken"}),
-        "GET": Operation("List live sessions, newest first", SessionList, query=SessionQuery),
-        "DELETE": Operation("Delete all sessions that match", DeletedMany, query=DeleteManyQuery),
-    }  # fmt: skip
+        "POST": Operation(
+            "Create a session",
+            SessionView,
+            201,
+            CreateSession,
+            body_required=False,
+            also={409: "The id is taken"},
+            needs=Need.MAKE,
+        ),
+        "GET": Operation("List live sessions, newest first", SessionList, query=SessionQuery, needs=Need.KEY),
+        "DELETE": Operation(
+            "Delete all of the caller's own sessions that match", DeletedMany, query=DeleteManyQuery, needs=Need.MAKE
+        ),
+    }
 
     async def post(self) -> None:
         session = await self.services.sessions.create(self.body(CreateSession), self.caller)
@@ -41,21 +53,29 @@ class SessionsHandler(ApiHandler):
 
     async def get(self) -> None:
         query = self.query(SessionQuery)
-        found = await self.services.sessions.list(query.filter, query.page_request)
+        seen = replace(query.filter, seen_by=self.who.sees_only)
+        found = await self.services.sessions.list(seen, query.page_request)
         self.send(_list(self, found))
 
     async def delete(self) -> None:
-        self.send(await self.services.sessions.delete_many(self.query(DeleteManyQuery).filter))
+        own = replace(self.query(DeleteManyQuery).filter, created_by=self.who.sees_only)
+        self.send(await self.services.sessions.delete_many(own))
 
 
 class SessionHandler(ApiHandler):
     """/api/sessions/{session_id}"""
 
     operations = {
-        "GET": Operation("The session document", SessionView),
-        "PUT": Operation("Change a session; maps that are named are replaced", SessionView, body=UpdateSession),
-        "PATCH": Operation("Change a session; maps that are named are merged", SessionView, body=MergeSession),
-        "DELETE": Operation("Stop and delete a session; `purge` removes it for good", Deleted, query=DeleteQuery),
+        "GET": Operation("The session document", SessionView, needs=Need.READ),
+        "PUT": Operation(
+            "Change a session; maps that are named are replaced", SessionView, body=UpdateSession, needs=Need.WRITE
+        ),
+        "PATCH": Operation(
+            "Change a session; maps that are named are merged", SessionView, body=MergeSession, needs=Need.WRITE
+        ),
+        "DELETE": Operation(
+            "Stop and delete a session; `purge` removes it for good", Deleted, query=DeleteQuery, needs=Need.OWN
+        ),
     }
 
     async def get(self, session_id: str) -> None:
@@ -79,31 +99,52 @@ class SessionHandler(ApiHandler):
 class UndeleteHandler(ApiHandler):
     """/api/sessions/{session_id}/undelete"""
 
-    operations = {"POST": Operation("Bring a deleted session back", SessionView, also={409: "Taken", 410: "Purged"})}
+    operations = {
+        "POST": Operation(
+            "Bring a deleted session back", SessionView, also={409: "Taken", 410: "Purged"}, needs=Need.UNDELETE
+        )
+    }
 
     async def post(self, session_id: str) -> None:
         self.body(NoQuery)
-        self.send(self.view(await self.services.sessions.undelete(self.session_id(session_id))))
+        own = self.who.sees_only
+        self.send(self.view(await self.services.sessions.undelete(self.session_id(session_id), own)))
 
 
 class ChildrenHandler(ApiHandler):
     """/api/sessions/{session_id}/children"""
 
     operations = {"GET": Operation("Sessions that were duplicated or remixed from this one", SessionList,
-                                   query=PageQuery)}  # fmt: skip
+                                   query=PageQuery, needs=Need.READ)}  # fmt: skip
 
     async def get(self, session_id: str) -> None:
         page = self.query(PageQuery).page_request
-        found = await self.services.sessions.list_children(self.session_id(session_id), page)
+        found = await self.services.sessions.list_children(self.session_id(session_id), page, self.who.sees_only)
         self.send(_list(self, found))
+
+
+class GrantsHandler(ApiHandler):
+    """/api/sessions/{session_id}/grants"""
+
+    operations = {
+        "GET": Operation("Who else may do what in a session", Grants, needs=Need.OWN),
+        "PUT": Operation("Replace the map of grants", Grants, body=Grants, needs=Need.OWN),
+    }
+
+    async def get(self, session_id: str) -> None:
+        self.send(Grants((await self.services.sessions.find(self.session_id(session_id))).grants))
+
+    async def put(self, session_id: str) -> None:
+        grants = self.body(Grants).root
+        self.send(Grants(await self.services.sessions.set_grants(self.session_id(session_id), grants)))
 
 
 class LabelsHandler(ApiHandler):
     """/api/sessions/{session_id}/labels"""
 
     operations = {
-        "GET": Operation("The label map", LabelMap),
-        "PUT": Operation("Replace the label map", LabelMap, body=LabelMap),
+        "GET": Operation("The label map", LabelMap, needs=Need.READ),
+        "PUT": Operation("Replace the label map", LabelMap, body=LabelMap, needs=Need.WRITE),
     }
 
     async def get(self, session_id: str) -> None:
@@ -117,7 +158,7 @@ class LabelsHandler(ApiHandler):
 class StatesHandler(ApiHandler):
     """/api/sessions/{session_id}/states"""
 
-    operations = {"GET": Operation("Every state move, newest first", MoveList, query=PageQuery)}
+    operations = {"GET": Operation("Every state move, newest first", MoveList, query=PageQuery, needs=Need.READ)}
 
     async def get(self, session_id: str) -> None:
         page = self.query(PageQuery).page_request
@@ -131,8 +172,8 @@ class CodeHandler(ApiHandler):
     """/api/sessions/{session_id}/code: what a run without `code` uses."""
 
     operations = {
-        "GET": Operation("The stored code", CodeView, also={404: "None is stored"}),
-        "PUT": Operation("Store code", CodeView, body=StoredCode),
+        "GET": Operation("The stored code", CodeView, also={404: "None is stored"}, needs=Need.READ),
+        "PUT": Operation("Store code", CodeView, body=StoredCode, needs=Need.WRITE),
     }
 
     async def get(self, session_id: str) -> None:
@@ -149,7 +190,7 @@ class RestartHandler(ApiHandler):
 
     operations = {
         "POST": Operation("Restart the kernel, with its saved variables or without any; files are kept", SessionView,
-                          body=RestartRequest, body_required=False)
+                          body=RestartRequest, body_required=False, needs=Need.RUN)
     }  # fmt: skip
 
     async def post(self, session_id: str) -> None:
@@ -160,7 +201,7 @@ class RestartHandler(ApiHandler):
 class WakeHandler(ApiHandler):
     """/api/sessions/{session_id}/wake"""
 
-    operations = {"POST": Operation("Have the kernel running, with the saved variables", SessionView)}
+    operations = {"POST": Operation("Have the kernel running, with the saved variables", SessionView, needs=Need.RUN)}
 
     async def post(self, session_id: str) -> None:
         self.body(NoQuery)
@@ -172,7 +213,10 @@ class HibernateHandler(ApiHandler):
 
     operations = {
         "POST": Operation(
-            "Save the variables of an idle session and end its kernel", SessionView, also={409: "It runs code"}
+            "Save the variables of an idle session and end its kernel",
+            SessionView,
+            also={409: "It runs code"},
+            needs=Need.RUN,
         )
     }
 

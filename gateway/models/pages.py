@@ -41,7 +41,7 @@ class Page(Generic[Item]):
 
 @dataclass(frozen=True, slots=True)
 class SessionFilter:
-    """Which sessions; every part that is given must match."""
+    """Which sessions; every part that is given must match. `seen_by`: who may see them, as `readers` names them."""
 
     labels: tuple[Requirement, ...] = ()
     state: State | None = None
@@ -50,6 +50,7 @@ class SessionFilter:
     parent_id: str | None = None
     name: str | None = None
     include_deleted: bool = False
+    seen_by: str | None = None
 
     @property
     def digest(self) -> str:

@@ -60,6 +60,10 @@ class DeleteManyQuery(_LabelQuery):
         return SessionFilter(labels=self._requirements())
 
 
+class KeysQuery(PageQuery):
+    include_revoked: bool = False
+
+
 class DeleteQuery(Request):
     purge: bool = False
 

@@ -17,6 +17,7 @@ from pydantic import (
 )  # fmt: skip
 
 from gateway.errors import TooLarge
+from gateway.models.access import AGENT, GrantLevel
 from gateway.models.base import Answer, JsonMap, Request, Text, Utc
 from gateway.models.labels import LabelChanges, Labels
 from gateway.models.unsaved import Woken
@@ -197,6 +198,7 @@ class Session(BaseModel):
     notebooks: list[dict[str, str]] = []
     kernel_ended: bool = False
     created_by: str = "local"
+    grants: dict[str, GrantLevel] = {}
     created_at: Utc
     updated_at: Utc
     last_run_at: Utc | None = None
@@ -221,6 +223,11 @@ class Session(BaseModel):
     def kernel_id(self) -> str:
         """What its kernel is called by Jupyter's clients: the same through restarts and sleep."""
         return str(UUID(self.uid))
+
+    @property
+    def readers(self) -> list[str]:
+        """Who may see it: its owner, those it is granted to, its agents. Lists go by these."""
+        return sorted({self.created_by, *self.grants, *(f"{AGENT}{agent.id}" for agent in self.agents)})
 
     @property
     def network(self) -> Literal["none", "host"] | None:

@@ -45,12 +45,15 @@ class ContentsService:
 
     # Looking
 
-    async def get(self, path: str, query: ContentsQuery) -> Contents:
-        """What is at a path, with its content if that is asked for. Raises `BadType`, `BadFormat`, `TooLarge`."""
+    async def get(self, path: str, query: ContentsQuery, seen_by: str | None = None) -> Contents:
+        """What is at a path, with its content if that is asked for; of sessions those that `seen_by` may see.
+
+        Raises `BadType`, `BadFormat`, `TooLarge`.
+        """
         place = Place.of(path)
         if not place.path:
             _check_type(place, "directory", query.type)
-            return await self._top(query) if not place.session_id else await self._session_folder(place, query)
+            return await self._top(query, seen_by) if not place.session_id else await self._session_folder(place, query)
         workspace = await self._workspace(place)
         info = await info_of(workspace, place)
         kind = _kind(info)
@@ -64,8 +67,9 @@ class ContentsService:
             return found.model_copy(update={"hash": digest, "hash_algorithm": "sha256"})
         return await with_content(found, place, workspace, query) if query.content else found
 
-    async def _top(self, query: ContentsQuery) -> Contents:
-        sessions = [_session_contents(one) async for one in self._sessions.all()] if query.content else []
+    async def _top(self, query: ContentsQuery, seen_by: str | None) -> Contents:
+        visible = self._sessions.all(seen_by)
+        sessions = [_session_contents(one) async for one in visible] if query.content else []
         moment = max((one.last_modified for one in sessions), default=now())
         found = Contents(name="", path="", type="directory", writable=True, created=moment, last_modified=moment)
         return found.model_copy(update={"content": sessions, "format": "json"}) if query.content else found

@@ -9,6 +9,7 @@ from uuid import UUID, uuid4
 from pydantic import ValidationError
 
 from gateway.errors import Invalid, NotFound, SessionNotFound
+from gateway.models.access import Caller, Level
 from gateway.models.base import now
 from gateway.models.jupyter import (
     ChangeSession,
@@ -22,6 +23,7 @@ from gateway.models.jupyter import (
 )  # fmt: skip
 from gateway.models.pages import PageRequest, SessionFilter
 from gateway.models.sessions import ENV_NAME, CreateSession, Session
+from gateway.services.access import Access
 from gateway.services.channels import ChannelService
 from gateway.services.live import Live
 from gateway.services.live_session import LiveSession
@@ -47,8 +49,13 @@ class JupyterSessionNotFound(NotFound):
 
 
 class JupyterService:
-    def __init__(self, store: Store, live: Live, sessions: SessionService, channels: ChannelService) -> None:
+    """`who` sees only what it may see."""
+
+    def __init__(
+        self, store: Store, live: Live, sessions: SessionService, channels: ChannelService, access: Access
+    ) -> None:
         self._store = store
+        self._access = access
         self._live = live
         self._sessions = sessions
         self._channels = channels
@@ -56,11 +63,11 @@ class JupyterService:
 
     # Kernels
 
-    async def list_kernels(self) -> list[KernelModel]:
-        return [self._kernel(session) for session in await self._all()]
+    async def list_kernels(self, who: Caller) -> list[KernelModel]:
+        return [self._kernel(session) for session in await self._all(who)]
 
     async def get_kernel(self, kernel_id: str) -> KernelModel:
-        return self._kernel(await self._find(kernel_id))
+        return self._kernel(await self.find(kernel_id))
 
     async def start_kernel(self, request: StartKernel, caller: str) -> KernelModel:
         """A new session, whose kernel begins to start."""
@@ -68,7 +75,7 @@ class JupyterService:
 
     async def hold(self, kernel_id: str) -> LiveSession:
         """Raises `KernelNotFound`, `SessionHeld`."""
-        return await self._live.get((await self._find(kernel_id)).id)
+        return await self._live.get((await self.find(kernel_id)).id)
 
     async def delete_kernel(self, kernel_id: str) -> None:
         """A session that Jupyter has started is deleted with it, and can be brought back; any other goes to sleep."""
@@ -82,21 +89,21 @@ class JupyterService:
         await self._channels.restart(live)
         return self._kernel(live.session)
 
-    async def status(self) -> ServerStatus:
-        kernels = await self.list_kernels()
+    async def status(self, who: Caller) -> ServerStatus:
+        kernels = await self.list_kernels(who)
         last = max((kernel.last_activity for kernel in kernels), default=self._started_at)
         connections = sum(kernel.connections for kernel in kernels)
         return ServerStatus(started=self._started_at, last_activity=last, connections=connections, kernels=len(kernels))
 
     # What is open on them
 
-    async def list_sessions(self) -> list[SessionModel]:
-        return [model for session in await self._all() for model in self._opened(session)]
+    async def list_sessions(self, who: Caller) -> list[SessionModel]:
+        return [model for session in await self._all(who) for model in self._opened(session)]
 
-    async def get_session(self, opened_id: str) -> SessionModel:
-        return (await self._find_opened(opened_id))[1]
+    async def get_session(self, opened_id: str, who: Caller) -> SessionModel:
+        return (await self._find_opened(opened_id, who))[1]
 
-    async def start_session(self, request: StartSession, caller: str) -> SessionModel:
+    async def start_session(self, request: StartSession, who: Caller) -> SessionModel:
         """Open a notebook: on the kernel that it names, that it is open on, or whose workspace it is in; or a new one.
 
         Raises `Invalid`, `KernelNotFound`.
@@ -104,50 +111,54 @@ class JupyterService:
         path = request.path or str((request.notebook or {}).get("path", ""))
         if not path:
             raise Invalid("path: is missing.", field="path")
-        for model in await self.list_sessions():
+        for model in await self.list_sessions(who):
             if model.path == path and model.type == request.type and request.kernel.id in (None, model.kernel.id):
                 return model
-        session = await self._choose(request.kernel, path, caller)
+        session = await self._choose(request.kernel, path, who)
         name = request.name or PurePosixPath(path).name
         return await self._open(session, {"id": str(uuid4()), "path": path, "name": name, "type": request.type})
 
-    async def change_session(self, opened_id: str, request: ChangeSession, caller: str) -> SessionModel:
+    async def change_session(self, opened_id: str, request: ChangeSession, who: Caller) -> SessionModel:
         """Rename what is open, or open it on another kernel; that which it was open on stays."""
-        session, model = await self._find_opened(opened_id)
+        session, model = await self._find_opened(opened_id, who)
         before = {"id": model.id, "path": model.path, "name": model.name, "type": model.type}
         opened = before | request.model_dump(include={"path", "name", "type"}, exclude_none=True)
         kernel = request.kernel
         if kernel is not None and (kernel.id or kernel.name) and kernel.id != session.kernel_id:
-            wanted = await self._choose(kernel, "", caller)
+            wanted = await self._choose(kernel, "", who)
             await self._close(session, opened_id)
             return await self._open(wanted, opened)
         return await self._open(session, opened)
 
-    async def delete_session(self, opened_id: str) -> None:
+    async def delete_session(self, opened_id: str, who: Caller) -> None:
         """The kernel goes with it, as in Jupyter."""
-        session, _ = await self._find_opened(opened_id)
+        session = await self.find_opened(opened_id, who)
         await self._channels.end(await self._live.get(session.id))
 
     # Finding
 
-    async def _all(self) -> list[Session]:
-        """All whose kernels front ends are to see, as they are now, newest first."""
-        stored = {session.uid: session async for session in self._stored()}
+    async def _all(self, who: Caller) -> list[Session]:
+        """All that `who` may see whose kernels front ends are to see, as they are now, newest first."""
+        stored = {session.uid: session async for session in self._stored(who)}
         here = {live.uid: live.session for live in self._live if live.closing is None}
         gone = {live.uid for live in self._live if live.closing is not None}
-        found = {**stored, **here}.items()
-        return [session for uid, session in found if uid not in gone and not session.kernel_ended]
+        return [
+            session
+            for uid, session in {**stored, **here}.items()
+            if uid not in gone and not session.kernel_ended and self._access.level(who, session) is not Level.NONE
+        ]
 
-    async def _stored(self) -> AsyncIterator[Session]:
-        token: str | None = None
+    async def _stored(self, who: Caller) -> AsyncIterator[Session]:
+        visible, token = SessionFilter(seen_by=who.sees_only), None
         while True:
-            found = await self._store.list_sessions(SessionFilter(), PageRequest(limit=_PAGE, token=token))
+            found = await self._store.list_sessions(visible, PageRequest(limit=_PAGE, token=token))
             for session in found.items:
                 yield session
             if (token := found.next_token) is None:
                 return
 
-    async def _find(self, kernel_id: str) -> Session:
+    async def find(self, kernel_id: str) -> Session:
+        """The session whose kernel that is. Raises `KernelNotFound`."""
         session = await self._find_any(kernel_id)
         if session.kernel_ended:
             raise KernelNotFound(kernel_id)
@@ -167,8 +178,12 @@ class JupyterService:
         except SessionNotFound:
             raise KernelNotFound(kernel_id) from None
 
-    async def _find_opened(self, opened_id: str) -> tuple[Session, SessionModel]:
-        for session in await self._all():
+    async def find_opened(self, opened_id: str, who: Caller) -> Session:
+        """The session on whose kernel that is open. Raises `JupyterSessionNotFound`."""
+        return (await self._find_opened(opened_id, who))[0]
+
+    async def _find_opened(self, opened_id: str, who: Caller) -> tuple[Session, SessionModel]:
+        for session in await self._all(who):
             for model in self._opened(session):
                 if model.id == opened_id:
                     return session, model
@@ -176,16 +191,21 @@ class JupyterService:
 
     # Making
 
-    async def _choose(self, kernel: KernelChoice, path: str, caller: str) -> Session:
+    async def _choose(self, kernel: KernelChoice, path: str, who: Caller) -> Session:
         if kernel.id:
-            return await self._find_any(kernel.id)
+            session = await self._find_any(kernel.id)
+            self._access.require(who, Level.RUN, session, KernelNotFound(kernel.id))
+            return session
         try:
-            owner = await self._sessions.get(path.strip("/").split("/")[0])
+            session_id = path.strip("/").split("/")[0]
+            owner = await self._sessions.find(session_id)
+            self._access.require(who, Level.RUN, owner, SessionNotFound(session_id))
             if kernel.name in (None, owner.kernel):
                 return owner
         except SessionNotFound:
             pass
-        return await self._create(kernel.name, path, {}, caller)
+        self._access.check_may_make(who)
+        return await self._create(kernel.name, path, {}, who.acts_as)
 
     async def _create(self, kernel: str | None, path: str, env: dict[str, object], caller: str) -> Session:
         names = {"name": PurePosixPath(path).name[:256] or "jupyter"}

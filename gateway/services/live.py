@@ -13,6 +13,7 @@ from weakref import WeakValueDictionary
 from gateway.errors import Exhausted, GatewayError, NoRoom, Stopping, Unavailable
 from gateway.models.base import now
 from gateway.models.sessions import Session
+from gateway.services.admitted import admitted
 from gateway.services.live_session import Copy, LiveSession, Tools
 from gateway.services.runs import Run
 from kernels.engine import Kept
@@ -69,13 +70,16 @@ class Live:
         """Hold a session, taking it from the store if need be. Raises `SessionNotFound`, `SessionHeld`."""
         while (live := self._by_id.get(session_id)) is not None:
             if live.closing is None:
+                admitted(live.session)
                 return live
             await live.closed()
         if session_id not in self._holding:
             self._holding[session_id] = taking = asyncio.get_running_loop().create_future()
             taking.add_done_callback(lambda future: future.cancelled() or future.exception())
             self._tools.spawn(self._take(session_id, taking))
-        return await asyncio.shield(self._holding[session_id])
+        live = await asyncio.shield(self._holding[session_id])
+        admitted(live.session)
+        return live
 
     async def _take(self, session_id: str, taking: asyncio.Future[LiveSession]) -> None:
         try:

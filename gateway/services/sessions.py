@@ -20,6 +20,7 @@ from gateway.errors import (
     SessionHeld,
     SessionNotFound,
 )  # fmt: skip
+from gateway.models.access import GrantLevel
 from gateway.models.base import new_id, now
 from gateway.models.labels import check_count
 from gateway.models.pages import Page, PageRequest, SessionFilter
@@ -34,6 +35,7 @@ from gateway.models.sessions import (
     check_size,
     size_bytes,
 )  # fmt: skip
+from gateway.services.admitted import admitted
 from gateway.services.agents import named
 from gateway.services.lasting import lasting
 from gateway.services.live import Live
@@ -78,22 +80,23 @@ class SessionService:
 
     async def get(self, session_id: str) -> Session:
         """The document, with its files measured now unless another gateway has them."""
-        session = await self._find(session_id)
+        session = await self.find(session_id)
         return await self.count_files(session) if session.holder in (None, self._settings.gateway_id) else session
 
-    async def _find(self, session_id: str) -> Session:
+    async def find(self, session_id: str) -> Session:
+        """The document, with its files as they were last counted. Raises `SessionNotFound`."""
         live = self._live.find(session_id)
         if live is not None and live.closing is None:
-            return live.session
-        return await self._store.get_session(session_id)
+            return admitted(live.session)
+        return admitted(await self._store.get_session(session_id))
 
     async def uid_of(self, session_id: str) -> str:
         """The uid of a session, once all that was to be written about it has been."""
         live = self._live.find(session_id)
         if live is not None and live.closing is None:
             await live.outbox.flushed()
-            return live.uid
-        return (await self._store.get_session(session_id)).uid
+            return admitted(live.session).uid
+        return admitted(await self._store.get_session(session_id)).uid
 
     def kernel(self, session_id: str) -> Kernel | None:
         """The kernel that runs for it here."""
@@ -116,21 +119,21 @@ class SessionService:
         found = await self._store.list_sessions(filter_, page)
         return Page([await self._measure(one) for one in found.items], found.total_count, found.next_token)
 
-    async def all(self) -> AsyncIterator[Session]:
-        """Every live session, newest first, with its files as they were last counted."""
+    async def all(self, seen_by: str | None = None) -> AsyncIterator[Session]:
+        """Every live session (that `seen_by` may see), newest first, with its files as they were last counted."""
         await asyncio.gather(*(live.outbox.flushed() for live in self._live))
         page = PageRequest(limit=1000)
         while True:
-            found = await self._store.list_sessions(SessionFilter(), page)
+            found = await self._store.list_sessions(SessionFilter(seen_by=seen_by), page)
             for session in found.items:
                 yield session
             if found.next_token is None:
                 return
             page = PageRequest(limit=1000, token=found.next_token)
 
-    async def list_children(self, session_id: str, page: PageRequest) -> Page[Session]:
-        await self._find(session_id)
-        return await self.list(SessionFilter(parent_id=session_id), page)
+    async def list_children(self, session_id: str, page: PageRequest, seen_by: str | None = None) -> Page[Session]:
+        await self.find(session_id)
+        return await self.list(SessionFilter(parent_id=session_id, seen_by=seen_by), page)
 
     async def list_moves(self, session_id: str, page: PageRequest) -> Page[Move]:
         return await self._store.list_moves(await self.uid_of(session_id), page)
@@ -158,7 +161,7 @@ class SessionService:
 
     async def files_changed(self, session_id: str) -> None:
         """Somebody has changed files from outside the kernel."""
-        await self.count_files(await self._find(session_id))
+        await self.count_files(await self.find(session_id))
 
     # Files, which belong to a session whatever its state is
 
@@ -171,7 +174,7 @@ class SessionService:
     async def files(self, session_id: str, caller: str = "", *, create: bool = False) -> Workspace:
         """The workspace of a session; `create` makes a session that does not exist, if the settings allow that."""
         try:
-            session = await self._find(session_id)
+            session = await self.find(session_id)
         except SessionNotFound:
             if not (create and self._settings.auto_create):
                 raise
@@ -278,7 +281,7 @@ class SessionService:
         return await self.change(session_id, changes)
 
     async def _check_label_count(self, session_id: str, changes: dict[str, str | None]) -> None:
-        merged = {**(await self._find(session_id)).labels, **changes}
+        merged = {**(await self.find(session_id)).labels, **changes}
         try:
             check_count([key for key, value in merged.items() if value is not None])
         except ValueError as error:
@@ -287,12 +290,15 @@ class SessionService:
     async def set_labels(self, session_id: str, labels: dict[str, str]) -> dict[str, str]:
         return (await self.change(session_id, SessionChanges(replace={"labels": labels}))).labels
 
+    async def set_grants(self, session_id: str, grants: dict[str, GrantLevel]) -> dict[str, GrantLevel]:
+        return (await self.change(session_id, SessionChanges(replace={"grants": grants}))).grants
+
     async def set_code(self, session_id: str, code: str) -> None:
         await self.change(session_id, SessionChanges(replace={"code": code}))
 
     async def get_code(self, session_id: str) -> str:
         """Raises `NotFound` when none is stored."""
-        code = (await self._find(session_id)).code
+        code = (await self.find(session_id)).code
         if code is None:
             raise NotFound(f"No code is stored in session {session_id!r}.", session_id=session_id)
         return code
@@ -300,7 +306,7 @@ class SessionService:
     async def change(self, session_id: str, changes: SessionChanges) -> Session:
         """Change a session that is live here, or else its document. Raises `TooLarge`."""
         self._recorder.check()
-        session = await self._find(session_id)
+        session = await self.find(session_id)
         async with self._live.claiming(session.uid):
             live = self._live.find(session_id)
             if live is not None and live.closing is not None:
@@ -378,16 +384,19 @@ class SessionService:
             found = await self.list(filter_, PageRequest(limit=1000, token=token))
             for one in found.items:
                 with contextlib.suppress(SessionNotFound, SessionHeld):
-                    await self.delete(one.id)
+                    live = await self._live.get(one.id)
+                    if live.uid != one.uid:  # deleted meanwhile, and its id given to another
+                        continue
+                    await lasting(self._spawn, self._delete(live, purge=False))
                     deleted.append(one.id)
             token = found.next_token
             if token is None:
                 return DeletedMany(deleted_count=len(deleted), deleted_sessions=deleted)
 
-    async def undelete(self, session_id: str) -> Session:
-        """Raises `SessionExists` if the id is taken, `SessionPurged`."""
+    async def undelete(self, session_id: str, owner: str | None = None) -> Session:
+        """The last one deleted, of `owner` if one is given. Raises `SessionPurged`, `SessionExists` for a taken id."""
         self._live.check()
-        session = await self._store.undelete_session(session_id, now())
+        session = await self._store.undelete_session(session_id, now(), owner)
         return (await self._live.hold(session)).session
 
     # Looking

@@ -144,9 +144,9 @@ class SnapshotService:
     async def list(self, session_id: str, page: PageRequest) -> Page[Snapshot]:
         return await self._store.list_snapshots(await self._sessions.uid_of(session_id), page)
 
-    async def list_imported(self, page: PageRequest) -> Page[Snapshot]:
-        """Those that were brought in and belong to no session."""
-        return await self._store.list_snapshots(None, page)
+    async def list_imported(self, page: PageRequest, created_by: str | None = None) -> Page[Snapshot]:
+        """Those that were brought in (by `created_by`, when it is given) and belong to no session."""
+        return await self._store.list_snapshots(None, page, created_by)
 
     async def get(self, session_id: str, snapshot_id: str) -> Snapshot:
         """Raises `SnapshotNotFound`."""
@@ -407,6 +407,8 @@ class SnapshotService:
         at = now()
         inherited = {name: getattr(source, name) for name in _OF_THE_SOURCE}
         inherited["data"] = {**source.data, **(request.data or {})}
+        if caller != source.created_by:
+            inherited["agents"] = []  # its owner chose who may run in it; the owner of the copy chooses for the copy
         inherited["metadata"] = {**source.metadata, **(request.metadata or {})}
         return Session(
             uid=uid, id=child_id, state=State.INIT, parent_id=source.id, created_by=caller, created_at=at,

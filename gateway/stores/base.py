@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from gateway.errors import Conflict, IllegalMove, StoreAway
+from gateway.models.access import ApiKey
 from gateway.models.audit import AuditLine
 from gateway.models.executions import Execution
 from gateway.models.idempotency import KeptAnswer
@@ -34,6 +35,15 @@ class HolderChanged(Conflict):
 
     def __init__(self, session_id: str, holder: str) -> None:
         super().__init__(f"Session {session_id!r} is not held by {holder} any more.", session_id=session_id)
+
+
+class KeyChanged(Conflict):
+    """Somebody else rotated it first."""
+
+    code = "key_changed"
+
+    def __init__(self, key_id: str) -> None:
+        super().__init__(f"Key {key_id!r} was rotated by somebody else just now.", key_id=key_id)
 
 
 class BroughtBack(Conflict):
@@ -161,10 +171,11 @@ class Store(AgentStore, MemoryStore, Protocol):
         """Soft-delete: set `deleted_at`, clear `holder`, free the id. Raises `SessionNotFound` if not live."""
         ...
 
-    async def undelete_session(self, session_id: str, at: datetime) -> Session:
-        """Bring back the last session deleted under this id.
+    async def undelete_session(self, session_id: str, at: datetime, owner: str | None = None) -> Session:
+        """Bring back the last session deleted under this id; given an `owner`, the last of theirs.
 
-        Raises `SessionExists` if the id is taken, `SessionPurged`, `SessionNotFound`.
+        Raises `SessionExists` if the id is taken, `SessionPurged`, `SessionNotFound`; an owner who has no session of
+        this id, live or deleted, learns nothing of those of others.
         """
         ...
 
@@ -232,12 +243,47 @@ class Store(AgentStore, MemoryStore, Protocol):
         """Raises `SnapshotNotFound`."""
         ...
 
-    async def list_snapshots(self, place: str | None, page: PageRequest) -> Page[Snapshot]:
-        """Newest first (`created_at`, then `id`); without a place those brought in that belong to no session."""
+    async def list_snapshots(
+        self, place: str | None, page: PageRequest, created_by: str | None = None
+    ) -> Page[Snapshot]:
+        """Newest first (`created_at`, then `id`); without a place those brought in that belong to no session.
+
+        Of these only those that `created_by` brought in, when it is given.
+        """
         ...
 
     async def delete_snapshot(self, snapshot_id: str) -> None:
         """Raises `SnapshotNotFound`."""
+        ...
+
+    # API keys
+
+    async def create_key(self, key: ApiKey) -> None:
+        """Insert; one whose `id` is there already is left as it is."""
+        ...
+
+    async def get_key(self, key_id: str) -> ApiKey:
+        """Also one that is revoked. Raises `KeyNotFound`."""
+        ...
+
+    async def any_key(self) -> bool:
+        """Whether there is a key that is not revoked."""
+        ...
+
+    async def list_keys(self, page: PageRequest, *, include_revoked: bool) -> Page[ApiKey]:
+        """Newest first (`created_at`, then `id`)."""
+        ...
+
+    async def rotate_key(self, key_id: str, former: str, new: str, former_until: datetime, at: datetime) -> ApiKey:
+        """Replace the hash `former` by `new`. Raises `KeyNotFound`, also for a revoked one; `KeyChanged`."""
+        ...
+
+    async def revoke_key(self, key_id: str, at: datetime) -> ApiKey:
+        """Revoke for good; the first time stays. Raises `KeyNotFound`."""
+        ...
+
+    async def touch_key(self, key_id: str, at: datetime) -> None:
+        """Note a use; an earlier one never replaces a later, and one that is not there is left alone."""
         ...
 
     # Idempotency keys

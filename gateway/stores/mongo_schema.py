@@ -18,13 +18,13 @@ from gateway.stores.base import SessionChanges
 
 Document = dict[str, Any]
 
-_NESTED = ("data", "metadata", "env", "resources", "setup", "agents")
+_NESTED = ("data", "metadata", "env", "resources", "setup", "agents", "grants")
 _COLUMNS = ("state", "language", "created_by", "parent_id", "name")
 _NEWEST = [("created_at", DESCENDING), ("_id", DESCENDING)]
 _DAY_S = 24 * 3600
 
 # `live` is true, false once deleted, null while being purged. `lkv` holds "key" and "key=value" of every label: one
-# multikey index serves all of them, in the order of the list.
+# multikey index serves all of them, in the order of the list. `seen_by` is who may see it, likewise.
 _INDEXES: dict[str, list[IndexModel]] = {
     "sessions": [
         IndexModel("id", unique=True, partialFilterExpression={"live": True}, name="live_id"),
@@ -34,6 +34,7 @@ _INDEXES: dict[str, list[IndexModel]] = {
         IndexModel([("live", ASCENDING), ("created_by", ASCENDING), *_NEWEST], name="owner"),
         IndexModel([("live", ASCENDING), ("created_by", ASCENDING), ("lkv", ASCENDING), *_NEWEST], name="owner_labels"),
         IndexModel([("live", ASCENDING), ("parent_id", ASCENDING), *_NEWEST], name="parent"),
+        IndexModel([("live", ASCENDING), ("seen_by", ASCENDING), *_NEWEST], name="seen_by"),
         IndexModel("holder", partialFilterExpression={"holder": {"$type": "string"}}, name="holder"),
         IndexModel("persistent", partialFilterExpression={"live": True, "persistent": False}, name="temporary"),
     ],
@@ -45,7 +46,9 @@ _INDEXES: dict[str, list[IndexModel]] = {
     "snapshots": [
         IndexModel([("place", ASCENDING), *_NEWEST], name="newest"),
         IndexModel(_NEWEST, partialFilterExpression={"loose": True}, name="loose"),
+        IndexModel([("created_by", ASCENDING), *_NEWEST], partialFilterExpression={"loose": True}, name="brought_in"),
     ],
+    "keys": [IndexModel(_NEWEST, name="newest"), IndexModel("revoked_at", name="revoked")],
     "pieces": [
         IndexModel("session_uid", sparse=True, name="session"),
         IndexModel("made_at", expireAfterSeconds=_DAY_S, name="expiry"),
@@ -69,15 +72,27 @@ _INDEXES: dict[str, list[IndexModel]] = {
 async def create_indexes(database: AsyncDatabase[Document]) -> None:
     for name, indexes in _INDEXES.items():
         await database[name].create_indexes(indexes)
+    await _complete(database)
+
+
+async def _complete(database: AsyncDatabase[Document]) -> None:
+    """Give what an earlier gateway has written the fields that lists go by since."""
+    async for document in database["sessions"].find({"seen_by": {"$exists": False}}):
+        readers = load_session(document).readers
+        unchanged = {"_id": document["_id"], "seen_by": {"$exists": False}}
+        await database["sessions"].update_one(unchanged, {"$set": {"seen_by": readers, "grants": "{}"}})
+    async for document in database["snapshots"].find({"created_by": {"$exists": False}}):
+        created_by = json.loads(document["document"])["created_by"]
+        await database["snapshots"].update_one({"_id": document["_id"]}, {"$set": {"created_by": created_by}})
 
 
 def session_document(session: Session) -> Document:
     fields = _encoded(session.model_dump(mode="json"))
-    return {"_id": fields.pop("uid"), "live": session.deleted_at is None, **fields}
+    return {"_id": fields.pop("uid"), "live": session.deleted_at is None, "seen_by": session.readers, **fields}
 
 
 def load_session(document: Document) -> Session:
-    fields = document | {name: json.loads(document[name]) for name in _NESTED}
+    fields = document | {name: json.loads(document[name]) for name in _NESTED if name in document}
     fields["labels"] = {label["k"]: label["v"] for label in document["labels"]}
     return Session.model_validate({**fields, "uid": document["_id"]})
 
@@ -89,12 +104,19 @@ def replaced_fields(changes: SessionChanges) -> Document:
 
 def changed_fields(changes: SessionChanges, session: Session) -> Document:
     """The fields of `session` that `changes` touches, after it."""
-    return _fields(changes.apply(session), {*changes.replace, *changes.merge, *changes.add})
+    changed = changes.apply(session)
+    fields = _fields(changed, {*changes.replace, *changes.merge, *changes.add})
+    return fields | {"seen_by": changed.readers} if changes_readers(changes) else fields
+
+
+def changes_readers(changes: SessionChanges) -> bool:
+    return not {"grants", "agents", "created_by"}.isdisjoint({*changes.replace, *changes.merge})
 
 
 def session_query(filter_: SessionFilter) -> Document:
     parts: list[Document] = [{"live": {"$in": [True, False]} if filter_.include_deleted else True}]
     parts += [{name: str(value)} for name in _COLUMNS if (value := getattr(filter_, name)) is not None]
+    parts += [{"seen_by": filter_.seen_by}] if filter_.seen_by is not None else []
     parts += [{"lkv": _condition(requirement)} for requirement in filter_.labels]
     return {"$and": parts}
 

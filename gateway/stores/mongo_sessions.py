@@ -31,6 +31,7 @@ from gateway.stores.mongo_reach import Reach, insert_missing
 from gateway.stores.mongo_schema import (
     Document,
     changed_fields,
+    changes_readers,
     load_session,
     older_than,
     replaced_fields,
@@ -151,29 +152,31 @@ class MongoSessions(Reach):
             raise SessionNotFound(uid)
         return load_session(document)
 
-    async def undelete_session(self, session_id: str, at: datetime) -> Session:
+    async def undelete_session(self, session_id: str, at: datetime, owner: str | None = None) -> Session:
         fields: Document = {"live": True, "deleted_at": None, "updated_at": iso(at)}
+        theirs: Document = {} if owner is None else {"created_by": owner}
 
         async def work() -> Document:
             sessions = self._collection("sessions")
             while True:
                 # In this order: one that somebody undeletes in between is seen at least once.
                 deleted = await sessions.find_one(
-                    {"id": session_id, "live": False}, {"_id": 1}, sort=[("deleted_at", DESCENDING)]
+                    {"id": session_id, "live": False, **theirs}, {"_id": 1}, sort=[("deleted_at", DESCENDING)]
                 )
                 if live := await sessions.find_one({"id": session_id, "live": True}):
                     if attempt in live["attempts"]:
                         return live
-                    raise SessionExists(session_id)
+                    if owner is None or deleted is not None or live["created_by"] == owner:
+                        raise SessionExists(session_id)
                 if deleted is None:
-                    purged = await self._collection("purged").find_one({"_id": session_id})
+                    purged = await self._collection("purged").find_one({"_id": session_id, **theirs})
                     raise SessionPurged(session_id) if purged else SessionNotFound(session_id)
                 with suppress(DuplicateKeyError):  # somebody was faster: look again
                     changed = await self._change(deleted["_id"], attempt, {"live": False}, NO_CHANGES, fields)
                     if changed is not None:
                         return changed
 
-        with self._attempts.attempt("undelete", session_id, at) as attempt:
+        with self._attempts.attempt("undelete", session_id, at, owner) as attempt:
             return load_session(await self._reach(work))
 
     async def purge_session(self, uid: str, deleted_at: datetime | None = None) -> None:
@@ -186,7 +189,8 @@ class MongoSessions(Reach):
                 if other := await sessions.find_one({"_id": uid}):
                     raise BroughtBack(other["id"])
                 return
-            await self._collection("purged").update_one({"_id": document["id"]}, {"$set": {}}, upsert=True)
+            owner = {"created_by": document["created_by"]}
+            await self._collection("purged").update_one({"_id": document["id"]}, {"$set": owner}, upsert=True)
             for name in ("moves", "executions", "pieces"):
                 await self._collection(name).delete_many({"session_uid": uid})
             await self._collection("snapshots").delete_many({"place": uid})
@@ -264,10 +268,11 @@ class MongoSessions(Reach):
         wanted: Document = {"_id": uid, "attempts": {"$ne": attempt}, **query}
         added: Document = {"version": 1} | ({"move_count": len(moves)} if moves else {})
         pushed: Document = {"attempts": {"$each": [attempt], "$slice": -_REMEMBERED}}
+        as_it_is = bool(changes.merge) or changes_readers(changes)
         if moves:
             pushed["last_moves"] = {"$each": list(moves), "$slice": -_REMEMBERED}
         while True:
-            if changes.merge:  # needs the maps as they are: compare and set, until nobody comes between
+            if as_it_is:  # needs the document as it is: compare and set, until nobody comes between
                 old = await sessions.find_one(wanted)
                 if old is None:
                     break
@@ -279,7 +284,7 @@ class MongoSessions(Reach):
             document = await sessions.find_one_and_update(guard, update, return_document=ReturnDocument.AFTER)
             if document is not None:
                 return document
-            if not changes.merge:
+            if not as_it_is:
                 break
         return await sessions.find_one({"_id": uid, "attempts": attempt})
 

@@ -18,6 +18,7 @@ class MongoSnapshots(Reach):
             "_id": snapshot.id,
             "place": snapshot.place,
             "loose": snapshot.is_loose,
+            "created_by": snapshot.created_by,
             "created_at": iso(snapshot.created_at),
             "document": snapshot.model_dump_json(),
         }
@@ -36,9 +37,13 @@ class MongoSnapshots(Reach):
             raise SnapshotNotFound(snapshot_id)
         return _load(document)
 
-    async def list_snapshots(self, place: str | None, page: PageRequest) -> Page[Snapshot]:
-        digest_ = digest(("snapshots", place))
+    async def list_snapshots(
+        self, place: str | None, page: PageRequest, created_by: str | None = None
+    ) -> Page[Snapshot]:
+        digest_ = digest(("snapshots", place, created_by))
         wanted: Document = {"loose": True} if place is None else {"place": place}
+        if place is None and created_by is not None:
+            wanted["created_by"] = created_by
         after = older_than(decode(page.token, digest_), "created_at") if page.token else {}
 
         async def work() -> tuple[list[Document], int]:

@@ -17,12 +17,14 @@ from typing import Any, TypeVar
 from gateway.errors import (
     ExecutionNotFound,
     GatewayError,
+    KeyNotFound,
     SessionExists,
     SessionHeld,
     SessionNotFound,
     SessionPurged,
     SnapshotNotFound,
 )
+from gateway.models.access import ApiKey
 from gateway.models.audit import AuditLine
 from gateway.models.base import iso
 from gateway.models.executions import Execution
@@ -51,6 +53,16 @@ from gateway.stores.packing import (
 )
 from gateway.stores.paging import AFTER_ALL, cut, executions_page, offset
 from gateway.stores.sqlite_agents import SqliteAgents
+from gateway.stores.sqlite_keys import (
+    ANY_KEY,
+    GET_KEY,
+    insert_key,
+    list_keys,
+    load_key,
+    revoke_key,
+    rotate_key,
+    touch_key,
+)
 from gateway.stores.sqlite_memories import SqliteMemories
 from gateway.stores.sqlite_queries import SessionQuery
 from gateway.stores.sqlite_rows import insert_session, live_session, live_uid, replace_session, write_move
@@ -205,16 +217,22 @@ class SqliteStore(SqliteAgents, SqliteMemories):
 
         return await self._write(work)
 
-    async def undelete_session(self, session_id: str, at: datetime) -> Session:
+    async def undelete_session(self, session_id: str, at: datetime, owner: str | None = None) -> Session:
         def work(connection: sqlite3.Connection) -> Session:
-            if live_uid(connection, session_id):
-                raise SessionExists(session_id)
+            theirs, values = ("", ()) if owner is None else (" AND created_by = ?", (owner,))
             row = connection.execute(
-                "SELECT document FROM sessions WHERE id = ? AND live = 0 ORDER BY deleted_at DESC LIMIT 1",
-                (session_id,),
+                f"SELECT document FROM sessions WHERE id = ? AND live = 0{theirs} ORDER BY deleted_at DESC LIMIT 1",  # noqa: S608 - one of the two above
+                (session_id, *values),
             ).fetchone()
+            if (uid := live_uid(connection, session_id)) is not None and (
+                row is not None or owner in (None, live_session(connection, uid).created_by)
+            ):
+                raise SessionExists(session_id)
             if row is None:
-                purged = connection.execute("SELECT 1 FROM purged WHERE id = ?", (session_id,)).fetchone()
+                purged = connection.execute(
+                    f"SELECT 1 FROM purged WHERE id = ?{theirs}",  # noqa: S608 - as above
+                    (session_id, *values),
+                ).fetchone()
                 raise SessionPurged(session_id) if purged else SessionNotFound(session_id)
             session = Session.model_validate_json(row[0])
             return replace_session(connection, session, session, deleted_at=None, updated_at=at)
@@ -226,8 +244,11 @@ class SqliteStore(SqliteAgents, SqliteMemories):
             found = connection.execute("SELECT id, deleted_at FROM sessions WHERE uid = ?", (uid,)).fetchone()
             if deleted_at is not None and found is not None and found[1] != iso(deleted_at):
                 raise BroughtBack(found[0])
-            connection.execute("INSERT OR IGNORE INTO purged SELECT id FROM sessions WHERE uid = ?", (uid,))
+            connection.execute(
+                "INSERT OR REPLACE INTO purged SELECT id, created_by FROM sessions WHERE uid = ?", (uid,)
+            )
             connection.execute("DELETE FROM sessions WHERE uid = ?", (uid,))
+            connection.execute("DELETE FROM session_readers WHERE uid = ?", (uid,))
             connection.execute("DELETE FROM session_labels WHERE uid = ?", (uid,))
             connection.execute("DELETE FROM moves WHERE uid = ?", (uid,))
             connection.execute("DELETE FROM executions WHERE session_uid = ?", (uid,))
@@ -352,11 +373,39 @@ class SqliteStore(SqliteAgents, SqliteMemories):
             raise SnapshotNotFound(snapshot_id)
         return Snapshot.model_validate_json(row[0])
 
-    async def list_snapshots(self, place: str | None, page: PageRequest) -> Page[Snapshot]:
-        return await self._scan(lambda connection: list_snapshots(connection, place, page))
+    async def list_snapshots(
+        self, place: str | None, page: PageRequest, created_by: str | None = None
+    ) -> Page[Snapshot]:
+        return await self._scan(lambda connection: list_snapshots(connection, place, page, created_by))
 
     async def delete_snapshot(self, snapshot_id: str) -> None:
         await self._write(lambda connection: delete_snapshot(connection, snapshot_id))
+
+    # API keys
+
+    async def create_key(self, key: ApiKey) -> None:
+        await self._write(lambda connection: insert_key(connection, key))
+
+    async def get_key(self, key_id: str) -> ApiKey:
+        row = self._point(GET_KEY, key_id)
+        if row is None:
+            raise KeyNotFound(key_id)
+        return load_key(row)
+
+    async def any_key(self) -> bool:
+        return self._point(ANY_KEY) is not None
+
+    async def list_keys(self, page: PageRequest, *, include_revoked: bool) -> Page[ApiKey]:
+        return await self._scan(lambda connection: list_keys(connection, page, include_revoked=include_revoked))
+
+    async def rotate_key(self, key_id: str, former: str, new: str, former_until: datetime, at: datetime) -> ApiKey:
+        return await self._write(lambda connection: rotate_key(connection, key_id, former, new, former_until, at))
+
+    async def revoke_key(self, key_id: str, at: datetime) -> ApiKey:
+        return await self._write(lambda connection: revoke_key(connection, key_id, at))
+
+    async def touch_key(self, key_id: str, at: datetime) -> None:
+        await self._write(lambda connection: touch_key(connection, key_id, at))
 
     # Idempotency keys
 

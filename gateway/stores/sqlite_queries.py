@@ -12,8 +12,8 @@ from gateway.models.pages import Position, SessionFilter
 class SessionQuery:
     """Which sessions, newest first.
 
-    The first label that is asked for leads: its rows come out of an index in the order of the list,
-    so that a page costs as much as it is long. Every other label is one probe of that index.
+    Who may see them leads, or else the first label that is asked for: its rows come out of an index in the order of
+    the list, so that a page costs as much as it is long. Every other label is one probe of that index.
     """
 
     rows: str
@@ -29,7 +29,11 @@ class SessionQuery:
             for name in ("state", "language", "created_by", "parent_id", "name")
             if (value := getattr(filter_, name)) is not None
         }
-        query = cls("sessions", "sessions") if lead is None else cls("session_labels AS lead", "lead")
+        if filter_.seen_by is not None:
+            lead, query = None, cls("session_readers AS lead", "lead")
+            query._ask("lead.reader = ?", [filter_.seen_by])
+        else:
+            query = cls("sessions", "sessions") if lead is None else cls("session_labels AS lead", "lead")
         query.conditions.append(
             f"{query.leads}.live IN (0, 1)" if filter_.include_deleted else f"{query.leads}.live = 1"
         )
@@ -38,7 +42,7 @@ class SessionQuery:
         for requirement in filter_.labels:
             if requirement is not lead:
                 query._probe(requirement)
-        if columns and lead is not None:
+        if columns and query.leads == "lead":
             query.rows = f"{query.rows} {_JOIN}"
         for name, value in columns.items():
             query._ask(f"sessions.{name} = ?", [value])

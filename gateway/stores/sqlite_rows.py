@@ -25,6 +25,7 @@ def live_session(connection: sqlite3.Connection, uid: str) -> Session:
 def insert_session(connection: sqlite3.Connection, session: Session) -> None:
     connection.execute(_INSERT_SESSION, [*_columns(session).values(), session.model_dump_json()])
     _write_labels(connection, session)
+    _write_readers(connection, session)
 
 
 def replace_session(connection: sqlite3.Connection, old: Session, changed: Session, **fields: Any) -> Session:
@@ -38,6 +39,9 @@ def replace_session(connection: sqlite3.Connection, old: Session, changed: Sessi
     if old.labels != new.labels or "live" in differing:
         connection.execute("DELETE FROM session_labels WHERE uid = ?", (old.uid,))
         _write_labels(connection, new)
+    if old.readers != new.readers or "live" in differing:
+        connection.execute("DELETE FROM session_readers WHERE uid = ?", (old.uid,))
+        _write_readers(connection, new)
     return new
 
 
@@ -62,6 +66,14 @@ def _write_labels(connection: sqlite3.Connection, session: Session) -> None:
     connection.executemany(
         "INSERT INTO session_labels VALUES (?, ?, ?, ?, ?)",
         [(live, k, v, created_at, session.uid) for k, v in session.labels.items()],
+    )
+
+
+def _write_readers(connection: sqlite3.Connection, session: Session) -> None:
+    live, created_at = int(session.deleted_at is None), iso(session.created_at)
+    connection.executemany(
+        "INSERT INTO session_readers VALUES (?, ?, ?, ?)",
+        [(reader, live, created_at, session.uid) for reader in session.readers],
     )
 
 

@@ -85,7 +85,43 @@ _MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX snapshots_newest ON snapshots (place, created_at DESC, id DESC)",
         "CREATE INDEX snapshots_loose ON snapshots (created_at DESC, id DESC) WHERE loose = 1",
     ),
-    # Agents, each with its last window, and their memories. An index of words says which agent they are of, too.
+    # 3: keys, and who may see a session. `session_readers` repeats `live` and `created_at` as labels do.
+    (
+        """CREATE TABLE api_keys (
+            id TEXT PRIMARY KEY,
+            name TEXT NOT NULL,
+            role TEXT NOT NULL,
+            agent_id TEXT,
+            secret_hash TEXT NOT NULL,
+            former_hash TEXT,
+            former_until TEXT,
+            created_at TEXT NOT NULL,
+            created_by TEXT NOT NULL,
+            expires_at TEXT,
+            rotated_at TEXT,
+            revoked_at TEXT,
+            last_used_at TEXT
+        ) STRICT""",
+        "CREATE INDEX api_keys_newest ON api_keys (created_at DESC, id DESC)",
+        "CREATE INDEX api_keys_unrevoked ON api_keys (created_at DESC, id DESC) WHERE revoked_at IS NULL",
+        """CREATE TABLE session_readers (
+            reader TEXT NOT NULL,
+            live INTEGER NOT NULL,
+            created_at TEXT NOT NULL,
+            uid TEXT NOT NULL,
+            PRIMARY KEY (reader, live, created_at DESC, uid DESC)
+        ) STRICT, WITHOUT ROWID""",
+        "CREATE INDEX session_readers_uid ON session_readers (uid)",
+        "INSERT INTO session_readers SELECT created_by, live, created_at, uid FROM sessions",
+        "INSERT OR IGNORE INTO session_readers"
+        " SELECT 'agent:' || json_extract(agent.value, '$.id'), live, created_at, uid"
+        " FROM sessions, json_each(sessions.document, '$.agents') AS agent",
+        "ALTER TABLE purged ADD COLUMN created_by TEXT",
+        "CREATE INDEX snapshots_brought_in ON snapshots"
+        " (json_extract(document, '$.created_by'), created_at DESC, id DESC)"
+        " WHERE loose = 1 AND json_extract(document, '$.created_by') > ''",  # which tells it from the index above
+    ),
+    # 4: agents, each with its last window, and their memories. An index of words says which agent they are of, too.
     (
         """CREATE TABLE agents (
             uid TEXT PRIMARY KEY,

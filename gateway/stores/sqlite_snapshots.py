@@ -8,6 +8,8 @@ from gateway.models.pages import Page, PageRequest, Position, decode, digest
 from gateway.models.snapshots import Snapshot
 from gateway.stores.paging import AFTER_ALL, cut, offset
 
+_CREATED_BY = "json_extract(document, '$.created_by')"
+
 
 def insert_snapshot(connection: sqlite3.Connection, snapshot: Snapshot) -> None:
     connection.execute(
@@ -27,13 +29,18 @@ def delete_snapshot(connection: sqlite3.Connection, snapshot_id: str) -> None:
         raise SnapshotNotFound(snapshot_id)
 
 
-def list_snapshots(connection: sqlite3.Connection, place: str | None, page: PageRequest) -> Page[Snapshot]:
-    digest_ = digest(("snapshots", place))
+def list_snapshots(
+    connection: sqlite3.Connection, place: str | None, page: PageRequest, created_by: str | None = None
+) -> Page[Snapshot]:
+    digest_ = digest(("snapshots", place, created_by))
     after = decode(page.token, digest_) if page.token else None
     before = (iso(after.created_at), after.key) if after else (AFTER_ALL, "")
     # Written out, "loose = 1" lets SQLite use the index that holds only those.
     wanted, values = ("place = ?", (place,)) if place is not None else ("loose = 1", ())
-    (total_count,) = connection.execute(f"SELECT count(*) FROM snapshots WHERE {wanted}", values).fetchone()  # noqa: S608 - one of the two above
+    if place is None and created_by is not None:
+        wanted = f"loose = 1 AND {_CREATED_BY} > '' AND {_CREATED_BY} = ?"
+        values = (created_by,)
+    (total_count,) = connection.execute(f"SELECT count(*) FROM snapshots WHERE {wanted}", values).fetchone()  # noqa: S608 - one of those above
     rows = connection.execute(
         f"SELECT document FROM snapshots WHERE {wanted} AND (created_at, id) < (?, ?)"  # noqa: S608 - as above
         " ORDER BY created_at DESC, id DESC LIMIT ? OFFSET ?",

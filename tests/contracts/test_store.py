@@ -40,7 +40,7 @@ from gateway.models.sessions import Move, Resources, Session, SessionAgent, Sess
 from gateway.models.snapshots import SkippedFile, Snapshot, SnapshotView
 from gateway.models.unsaved import MOST_NAMED, UnsavedVariable, Woken
 from gateway.states import State
-from gateway.stores import sqlite_schema
+from gateway.stores import sqlite_rows, sqlite_schema
 from gateway.stores.base import BroughtBack, SessionChanges, StateChanged, Store
 from gateway.stores.mongo import MongoStore
 from gateway.stores.mongo_schema import session_query
@@ -1155,6 +1155,7 @@ async def test_sqlite_brings_a_file_of_an_older_gateway_up_to_date(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(sqlite_schema, "_MIGRATIONS", sqlite_schema._MIGRATIONS[:1])
+        patch.setattr(sqlite_rows, "_write_readers", lambda *_: None)
         async with (old := SqliteStore(tmp_path / "gateway.db")).opened():
             session = await created(old)
     with closing(sqlite3.connect(tmp_path / "gateway.db", isolation_level=None)) as connection:
@@ -1165,6 +1166,7 @@ async def test_sqlite_brings_a_file_of_an_older_gateway_up_to_date(
         await store.put_snapshot(new_snapshot(session.uid))
 
         assert await store.get_session("demo") == session
+        assert await ids(store, seen_by=session.created_by) == ["demo"]
         assert (await store.list_snapshots(session.uid, ALL)).total_count == 1
 
 

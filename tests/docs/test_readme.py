@@ -34,7 +34,8 @@ async def test_every_command_of_the_readme_works(tmp_path: Path) -> None:
         done = await asyncio.to_thread(
             subprocess.run,
             ["bash", "-c", script.replace("http://127.0.0.1:8888", gateway.url).replace(".venv/bin", str(programs))],
-            cwd=tmp_path, capture_output=True, text=True, timeout=90, check=False,
+            cwd=tmp_path, env=os.environ | {"GATEWAY_DATA_DIR": str(tmp_path / "data")},
+            capture_output=True, text=True, timeout=90, check=False,
         )  # fmt: skip
 
     assert done.returncode == 0, done.stderr
@@ -55,6 +56,10 @@ async def test_every_command_of_the_readme_works(tmp_path: Path) -> None:
         '"time_remaining_minutes":7',
         '"isolation":{"walls":',
         "wall capabilities",
+        "run by 42",
+        '{"bob":"read","agent:helper":"run"}',
+        '"session_id":"hers"}]',
+        "user    alice",
     ):
         assert shown in done.stdout, f"{shown} in {done.stdout}"
     assert (tmp_path / "demo.tar.zst").read_bytes().startswith(b"\x28\xb5\x2f\xfd")

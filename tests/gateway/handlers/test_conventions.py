@@ -493,6 +493,18 @@ async def test_a_page_from_elsewhere_cannot_change_anything(api: Api, session_id
             assert assert_refused(answer, 403)["code"] == "origin_refused"
 
 
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+async def test_a_form_of_a_page_elsewhere_posts_nothing(api: Api, site: str, session_id: str) -> None:
+    """Without keys: such a request carries all that a browser would send by itself."""
+    form = {"Content-Type": "application/x-www-form-urlencoded", "Sec-Fetch-Site": site}
+
+    for headers in (form, form | {"Origin": "null"}, form | {"Origin": "https://evil.example"}):
+        answer = await api.http.post(f"/api/sessions/{session_id}/wake", content=b"", headers=headers)
+        assert (answer.status_code, answer.json()["code"]) == (403, "origin_refused")
+    typed = await api.http.post("/api/sessions", content=b"name=x", headers={"Content-Type": "text/plain"})
+    assert typed.status_code == 415
+
+
 async def test_a_page_of_the_gateway_itself_may_change_things(api: Api, session_id: str) -> None:
     await api.post("/api/sessions", {"id": session_id}, 201, headers={"Origin": api.url})
 
