@@ -13,6 +13,7 @@ from gateway.services.executions import ExecutionService
 from gateway.services.front_ends import FrontEnd, Socket
 from gateway.services.live_session import LiveSession
 from gateway.services.recorder import Spawn
+from gateway.services.runs import Run
 from gateway.services.sessions import SessionService
 from kernels.channels import Channel
 from kernels.errors import KernelGone, KernelsError
@@ -33,8 +34,15 @@ class ChannelService:
         self._spawn = spawn
 
     def attach(self, live: LiveSession, session_id: str | None, caller: str, socket: Socket) -> FrontEnd:
-        """A front end on its socket. The session wakes for it; what it says before that waits."""
+        """A front end on its socket. The session wakes for it; what it says before that waits.
+
+        One that is new is told what the cell that runs has put out: a page that was loaded again is a new front end.
+        """
+        new = not live.front_ends.knows(session_id, caller)
         front_end = live.front_ends.attach(session_id, caller, socket)
+        if new and (run := live.current) is not None:
+            for msg_type, content in run.so_far():
+                front_end.put("iopub", live.front_ends.made(msg_type, content, _request_of(run)))
         if live.kernel is None and live.closing is None:
             self._spawn(self._sessions.start(live))
         return front_end
@@ -47,6 +55,7 @@ class ChannelService:
     async def receive(self, live: LiveSession, front_end: FrontEnd, channel: Channel, message: Message) -> None:
         """One message of a front end. Whatever it asks is answered, with an error if it can't be done."""
         live.touch()
+        front_end.heed()
         try:
             await self._receive(live, front_end, channel, message)
         except (GatewayError, KernelsError) as error:
@@ -155,3 +164,8 @@ class ChannelService:
         if message.type not in _UNANSWERED:
             error = {"status": "error", "ename": ename, "evalue": why, "traceback": [f"{ename}: {why}"]}
             self._answer(live, front_end, channel, message, error)
+
+
+def _request_of(run: Run) -> Content:
+    """The header of the request that its messages tell as their parent."""
+    return run.asked.request.header if run.asked is not None else {"msg_id": run.id, "msg_type": "execute_request"}

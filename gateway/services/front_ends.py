@@ -16,6 +16,7 @@ from kernels.messages import Content, Message, made
 
 log = logging.getLogger(__name__)
 
+_GLIMPSE_S = 10.0  # a socket that is younger, and on which nothing was said, may have nobody who listens
 _AHEAD_BYTES = 2**20  # that a socket is given before it has sent what it had
 _MOST_AWAY = 100  # clients of one session that are remembered
 _OUTPUTS = frozenset(["stream", "display_data", "update_display_data", "execute_result", "comm_msg"])
@@ -33,7 +34,11 @@ class Socket(Protocol):
 
 
 class FrontEnd:
-    """One client. `session_id` is what it goes by when it comes back; without one it does not."""
+    """One client. `session_id` is what it goes by when it comes back; without one it does not.
+
+    Jupyter Server opens a connection twice when a page does, and leaves the first one open, in no sure order: the
+    client is where it speaks. What a socket was sent before it has said anything is sent to the next one too.
+    """
 
     def __init__(self, session_id: str | None, caller: str, limit_bytes: int) -> None:
         self.session_id = session_id
@@ -47,6 +52,10 @@ class FrontEnd:
         self._written_bytes = 0
         self._missed = 0
         self._kernel_session = ""
+        self._opened_at = 0.0
+        self._spoke = False  # on the socket that it has
+        self._unheeded: list[Envelope] = []  # what the socket was sent, while it is young and nothing was said on it
+        self._unheeded_bytes = 0
 
     @property
     def attached(self) -> bool:
@@ -55,9 +64,13 @@ class FrontEnd:
     def open(self, socket: Socket) -> None:
         """Send on this socket from now on, first what was kept."""
         if (former := self._socket) is not None:
+            if self._spoke and self._is_young:
+                socket.close(_CODE_REPLACED, "The same client speaks on another connection.")
+                return
             self.leave(former)
             former.close(_CODE_REPLACED, "The same client has come back on another connection.")
         self._socket, self.left_at = socket, None
+        self._opened_at, self._spoke, self._unheeded_bytes = time.monotonic(), False, 0
         if self._missed:
             missed, self._missed = self._missed, 0
             text = f"\n[{missed} messages were left out: they came faster than this client took them]\n"
@@ -70,10 +83,18 @@ class FrontEnd:
         if self._socket is socket:
             self._socket, self.left_at = None, time.monotonic()
             unsent = [envelope for envelope, sent in self._written if not _is_sent(sent)]
+            if self._is_young and self._unheeded:
+                unsent = list(self._unheeded)
+            self._unheeded.clear()
             self._written.clear()
             self._written_bytes = 0
             self._waiting.extendleft(reversed(unsent))
             self._waiting_bytes = sum(envelope.size_bytes for envelope in self._waiting)
+
+    def heed(self) -> None:
+        """It has said something: it is there, and has what it was sent."""
+        self._spoke = True
+        self._unheeded.clear()
 
     def put(self, channel: str, message: Message) -> None:
         self.send(Envelope(channel, message))
@@ -99,7 +120,20 @@ class FrontEnd:
             self._written_bytes += envelope.size_bytes
             sent = socket.deliver(envelope)
             self._written.append((envelope, sent))
+            if not self._spoke:
+                self._keep_unheeded(envelope)
             sent.add_done_callback(self._sent)
+
+    @property
+    def _is_young(self) -> bool:
+        return time.monotonic() - self._opened_at < _GLIMPSE_S
+
+    def _keep_unheeded(self, envelope: Envelope) -> None:
+        self._unheeded_bytes += envelope.size_bytes
+        if self._is_young and self._unheeded_bytes <= self._limit_bytes:
+            self._unheeded.append(envelope)
+        else:
+            self._unheeded.clear()
 
     def _sent(self, sent: "asyncio.Future[None]") -> None:
         """In the order in which they were written; who failed stays, until the socket is known to be closed."""
@@ -151,6 +185,10 @@ class FrontEnds:
             self._all.append(front_end)
         front_end.open(socket)
         return front_end
+
+    def knows(self, session_id: str | None, caller: str) -> bool:
+        """Whether the client that goes by this has been here, also if it has left."""
+        return any(one.session_id == session_id and one.caller == caller for one in self._all if session_id)
 
     def leave(self, front_end: FrontEnd, socket: Socket) -> None:
         front_end.leave(socket)

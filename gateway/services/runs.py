@@ -61,6 +61,13 @@ class Run:
     def running(self) -> bool:
         return self._cell is not None and not self.finished.is_set()
 
+    def so_far(self) -> list[tuple[str, dict[str, Any]]]:
+        """Type and content of what tells somebody who comes now what it has told; nothing before it has begun."""
+        if self._cell is None or self.finished.is_set() or not self.on_record:
+            return []
+        began = {"code": self.record.code, "execution_count": self._cell.execution_count}
+        return [("execute_input", began), *self._cell.outputs.as_published()]
+
     def begin(self, kernel: Kernel, cell: Cell) -> None:
         self._kernel, self._cell = kernel, cell
 
