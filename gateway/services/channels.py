@@ -79,7 +79,7 @@ class ChannelService:
             case type_ if type_ == _OURS:
                 self._refuse(live, front_end, channel, message, "That is not for clients.", "Denied")
             case "kernel_info_request" if live.current is not None and live.kernel is not None:
-                self._tell_while_busy(live, live.kernel, front_end, channel, message)
+                self._tell_while_busy(live.kernel, front_end, channel, message)
             case _:
                 await self._pass_on(live, front_end, channel, message)
 
@@ -126,17 +126,10 @@ class ChannelService:
         if not done.cancelled() and isinstance(error := done.exception(), KernelGone):
             self._refuse(live, front_end, channel, message, str(error), "KernelDied")
 
-    def _tell_while_busy(
-        self, live: LiveSession, kernel: Kernel, front_end: FrontEnd, channel: Channel, message: Message
-    ) -> None:
-        """The shell answers when the cell has ended, the control channel at once.
-
-        It is idle after that, and says so: the client is told that the kernel is not.
-        """
-        if kernel.channels.awaits(message.id):
-            return
-        request = kernel.channels.forward("control", message, on_reply=partial(front_end.put, channel), wants_idle=True)
-        request.on_idle = partial(self._still_busy, live, front_end)
+    def _tell_while_busy(self, kernel: Kernel, front_end: FrontEnd, channel: Channel, message: Message) -> None:
+        """The shell answers when the cell has ended, the control channel at once."""
+        if not kernel.channels.awaits(message.id):
+            kernel.channels.forward("control", message, on_reply=partial(front_end.put, channel))
 
     async def _answer_input(self, live: LiveSession, front_end: FrontEnd, channel: Channel, message: Message) -> None:
         run = live.current
@@ -168,4 +161,6 @@ class ChannelService:
 
 def _request_of(run: Run) -> Content:
     """The header of the request that its messages tell as their parent."""
-    return run.asked.request.header if run.asked is not None else {"msg_id": run.id, "msg_type": "execute_request"}
+    return (
+        run.asked.request.header if run.asked is not None else {"msg_id": run.request_id, "msg_type": "execute_request"}
+    )

@@ -49,6 +49,11 @@ class Run:
         return self.record.id
 
     @property
+    def request_id(self) -> str:
+        """The parent of what its cell publishes."""
+        return self.id if self.asked is None else self.asked.request.id
+
+    @property
     def on_record(self) -> bool:
         """Whether it is written down: what a front end asks silently is not, as in Jupyter's own history."""
         return self.asked is None or not self.asked.silent

@@ -163,3 +163,44 @@ async def test_a_page_that_is_loaded_again_while_a_cell_runs_shows_all_that_the_
 
         await expect(page.console_output).to_have_text("step 0\nstep 1\nstep 2\ndone\n")
         await page.shows_kernel("Python 3", "Idle")
+
+
+async def test_what_an_agent_sets_over_rest_is_plotted_in_the_notebook(desk: Desk) -> None:
+    async with desk.notebook("agent", "import matplotlib.pyplot as plt\ndf.plot()\nplt.show()") as page:
+        session_id = await desk.session_id()
+        await desk.api.run(session_id, "import pandas\ndf = pandas.DataFrame({'a': [1, 3, 2]})")
+
+        await page.run(0)
+
+        await page.shows_plot(0)
+        assert (await desk.api.run(session_id, "len(plt.get_fignums()), list(df.a)"))["result"] == "(0, [1, 3, 2])"
+
+
+async def test_what_an_agent_runs_is_shown_beside_the_notebook(desk: Desk) -> None:
+    async with desk.notebook("beside", "1") as page:
+        await page.open_console()
+        await desk.api.run(await desk.session_id(), f"print('from an agent')\n{PLOT}")
+
+        await expect(page.console_output.first).to_have_text("from an agent\n")
+        await expect(page.console_output.locator("img")).to_be_visible()
+
+
+async def test_a_session_that_sleeps_wakes_for_a_cell_and_has_its_variables(desk: Desk) -> None:
+    async with desk.notebook("asleep", "x = 41", "x + 1") as page:
+        session = f"/api/sessions/{await desk.session_id()}"
+        await page.run(0)
+        await expect(page.cell(0).locator(".jp-InputPrompt")).to_have_text("[1]:")
+        assert (await desk.api.post(f"{session}/hibernate"))["state"] == "IDLE"
+        await page.shows_kernel("Python 3", "Idle")
+
+        await page.run(1)
+
+        await expect(page.output(1)).to_have_text("42")
+        assert (await desk.api.get(session))["state"] == "READY"
+
+
+async def test_a_session_that_is_deleted_over_rest_is_a_dead_kernel_in_the_page(desk: Desk) -> None:
+    async with desk.notebook("deleted", "1") as page:
+        await desk.api.call("DELETE", f"/api/sessions/{await desk.session_id()}")
+
+        await page.shows_kernel("Python 3", "Dead")
