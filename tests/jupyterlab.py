@@ -17,7 +17,7 @@ import nbformat.v4
 import pytest
 from playwright.async_api import BrowserContext, Locator, Page, async_playwright, expect
 
-PATIENCE_S = 25
+PATIENCE_S = 60
 TOKEN = "lab"
 
 # What the environment of the tests has beside JupyterLab, and what would ask other hosts, is off.
