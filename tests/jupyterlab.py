@@ -52,7 +52,9 @@ def find_chromium() -> str:
     found = shutil.which("chromium")
     if found is None:
         lacking = "needs Chromium: apt-get install chromium"
-        pytest.fail(lacking) if os.environ.get("CI") == "true" else pytest.skip(lacking)
+        if os.environ.get("CI") == "true":
+            pytest.fail(lacking)
+        pytest.skip(lacking)
     return found
 
 
