@@ -125,19 +125,25 @@ class Lab:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(values))
 
-    def write_notebook(self, path: str, *cells: str) -> None:
+    def write_notebook(self, path: str, *cells: str, kernel: bool = True) -> None:
         made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
-        made.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        if kernel:
+            made.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
         nbformat.write(made, self.notebooks / path)
 
     @asynccontextmanager
-    async def notebook(self, browser: BrowserContext, name: str, *cells: str) -> AsyncIterator["NotebookPage"]:
-        """A new notebook that is open in a tab of its own, its kernel idle."""
-        self.write_notebook(f"{name}.ipynb", *cells)
+    async def notebook(
+        self, browser: BrowserContext, name: str, *cells: str, kernel: str | None = None
+    ) -> AsyncIterator["NotebookPage"]:
+        """A new notebook that is open in a tab of its own, its kernel idle; `kernel` is what a person then chooses."""
+        self.write_notebook(f"{name}.ipynb", *cells, kernel=kernel is None)
         page = await browser.new_page()
         try:
             await page.goto(f"{self.url}/lab/workspaces/{name}/tree/{name}.ipynb?token={TOKEN}")
             opened = NotebookPage(page)
+            if kernel is not None:
+                await page.locator(".jp-Dialog select").select_option(label=kernel)
+                await page.locator(".jp-Dialog .jp-mod-accept").click()
             await opened.shows_kernel("Python 3", "Idle")
             yield opened
         except BaseException:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import PurePosixPath
 from uuid import UUID, uuid4
@@ -28,8 +29,11 @@ from gateway.services.live_session import LiveSession
 from gateway.services.sessions import SessionService
 from gateway.states import State
 from gateway.stores.base import SessionChanges, Store
+from kernels.engine import Kernelspec
 
 _MOST_LISTED = 1000
+_MOST_OFFERED = 50
+_OFFER = "session."  # before its id, the name of a kernelspec that stands for a session
 
 
 class KernelNotFound(NotFound):
@@ -54,6 +58,19 @@ class JupyterService:
         self._channels = channels
         self._started_at = now()
 
+    # Kernelspecs
+
+    async def kernelspecs(self) -> dict[str, Kernelspec]:
+        """Those that are installed, by name, and one for each of the sessions used last: its kernel is there already.
+
+        Jupyter Server shows people no kernels but those that it has started. Kernelspecs it shows them all: who starts
+        one that stands for a session comes to the session.
+        """
+        specs = dict(self._sessions.kernelspecs())
+        newest = sorted(await self._all(), key=lambda session: session.updated_at, reverse=True)[:_MOST_OFFERED]
+        offers = {_OFFER + one.id: _offer(one, specs[one.kernel]) for one in newest if one.kernel in specs}
+        return {**specs, **offers}
+
     # Kernels
 
     async def list_kernels(self) -> list[KernelModel]:
@@ -63,7 +80,7 @@ class JupyterService:
         return self._kernel(await self._find(kernel_id))
 
     async def start_kernel(self, request: StartKernel, caller: str) -> KernelModel:
-        """A new session, whose kernel begins to start."""
+        """A new session, whose kernel begins to start; or one that is there, if the kernelspec stands for it."""
         return self._kernel(await self._create(request.name, request.path or "", request.env, caller))
 
     async def hold(self, kernel_id: str) -> LiveSession:
@@ -172,6 +189,8 @@ class JupyterService:
         return await self._create(kernel.name, path, {}, caller)
 
     async def _create(self, kernel: str | None, path: str, env: dict[str, object], caller: str) -> Session:
+        if kernel is not None and kernel.startswith(_OFFER):
+            return await self._sessions.get(kernel.removeprefix(_OFFER))
         names = {"name": PurePosixPath(path).name[:256] or "jupyter"}
         given = {name: value for name, value in env.items() if ENV_NAME.fullmatch(name) and isinstance(value, str)}
         try:
@@ -214,6 +233,11 @@ class JupyterService:
             connections=0 if live is None else live.front_ends.attached,
             session_id=session.id,
         )
+
+
+def _offer(session: Session, spec: Kernelspec) -> Kernelspec:
+    name = session.id if session.name in (session.id, "session") else f"{session.name} ({session.id})"
+    return replace(spec, display_name=f"Session {name}", metadata={**spec.metadata, "session_id": session.id})
 
 
 def _execution_state(session: Session, live: LiveSession | None) -> ExecutionState:

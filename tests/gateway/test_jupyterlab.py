@@ -27,8 +27,8 @@ class Desk:
     browser: BrowserContext
     api: Api
 
-    def notebook(self, name: str, *cells: str) -> Any:
-        return self.lab.notebook(self.browser, name, *cells)
+    def notebook(self, name: str, *cells: str, kernel: str | None = None) -> Any:
+        return self.lab.notebook(self.browser, name, *cells, kernel=kernel)
 
     async def session_id(self) -> str:
         """Of the one session that there is."""
@@ -175,6 +175,17 @@ async def test_what_an_agent_sets_over_rest_is_plotted_in_the_notebook(desk: Des
 
         await page.shows_plot(0)
         assert (await desk.api.run(session_id, "len(plt.get_fignums()), list(df.a)"))["result"] == "(0, [1, 3, 2])"
+
+
+async def test_a_notebook_is_opened_on_the_session_in_which_an_agent_has_been_at_work(desk: Desk) -> None:
+    await desk.api.run("sales", "import pandas\ndf = pandas.DataFrame({'a': [1, 3, 2]})")
+    cell = "import matplotlib.pyplot as plt\ndf.plot()\nplt.show()\nseen = True"
+    async with desk.notebook("sales", cell, kernel="Session sales") as page:
+        await page.run(0)
+
+        await page.shows_plot(0)
+    assert (await desk.api.run("sales", "seen"))["result"] == "True"
+    assert await desk.session_id() == "sales"
 
 
 async def test_what_an_agent_runs_is_shown_beside_the_notebook(desk: Desk) -> None:

@@ -192,3 +192,19 @@ async def test_closing_a_notebook_deletes_its_session(api: Api) -> None:
 
     await api.get(f"/api/sessions/{opened['kernel']['session_id']}", 404)
     assert await api.get(f"{J}/sessions") == []
+
+
+async def test_a_kernelspec_stands_for_each_session_and_who_starts_it_comes_to_the_session(
+    api: Api, session_id: str
+) -> None:
+    created = await api.create(id=session_id, name="sales")
+    listed = (await api.get("/jupyter/api/kernelspecs"))["kernelspecs"]
+    name = f"session.{session_id}"
+    spec = await api.get(f"/jupyter/api/kernelspecs/{name}")
+    started = await api.post("/jupyter/api/kernels", {"name": name}, 201)
+    await api.post("/jupyter/api/kernels", {"name": "session.none"}, 404)
+
+    assert (spec["name"], spec["spec"]["display_name"]) == (name, f"Session sales ({session_id})")
+    assert (listed[name], listed["python3"]["resources"]) == (spec, spec["resources"])
+    assert started["id"] == created["jupyter"]["kernel_id"]
+    assert len(await api.get("/jupyter/api/kernels")) == 1
