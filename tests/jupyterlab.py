@@ -15,7 +15,7 @@ from pathlib import Path
 
 import nbformat.v4
 import pytest
-from playwright.async_api import BrowserContext, Locator, Page, async_playwright, expect
+from playwright.async_api import BrowserContext, Locator, Page, Request, async_playwright, expect
 
 PATIENCE_S = 60
 TOKEN = "lab"
@@ -176,9 +176,10 @@ class NotebookPage:
             await self.page.keyboard.press("Control+s")
 
     async def open_console(self) -> None:
-        """A console of the notebook's kernel, beside it, which shows what others run."""
+        """A console of the notebook's kernel, which shows what others run; it is there again when the page is."""
         await self.cell(0).click(button="right")
-        await self.page.get_by_text("New Console for Notebook").click()
+        async with self.page.expect_request(_keeps_console):
+            await self.page.get_by_text("New Console for Notebook").click()
         await expect(self.page.locator(".jp-CodeConsole")).to_be_visible()
 
     @property
@@ -201,6 +202,10 @@ class NotebookPage:
         image = self.cell(number).locator(".jp-OutputArea-output img")
         await expect(image).to_be_visible()
         assert await image.evaluate(_COLOURS) > 2
+
+
+def _keeps_console(request: Request) -> bool:
+    return request.method == "PUT" and "/api/workspaces/" in request.url and "console:" in (request.post_data or "")
 
 
 _COLOURS = """async image => {
