@@ -68,8 +68,10 @@ async def running_browser(folder: Path) -> AsyncIterator[BrowserContext]:
         )  # fmt: skip
         context.set_default_timeout(PATIENCE_S * 1000)
         expect.set_options(timeout=PATIENCE_S * 1000)
-        yield context
-        await context.close()
+        try:
+            yield context
+        finally:
+            await context.close()
 
 
 class Lab:
@@ -83,7 +85,11 @@ class Lab:
         self._process: subprocess.Popen[bytes] | None = None
 
     async def __aenter__(self) -> "Lab":
-        await self.start()
+        try:
+            await self.start()
+        except BaseException:
+            await self.stop()
+            raise
         return self
 
     async def __aexit__(self, *_: object) -> None:

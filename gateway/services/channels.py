@@ -13,7 +13,6 @@ from gateway.services.executions import ExecutionService
 from gateway.services.front_ends import FrontEnd, Socket
 from gateway.services.live_session import LiveSession
 from gateway.services.recorder import Spawn
-from gateway.services.runs import Run
 from gateway.services.sessions import SessionService
 from kernels.channels import Channel
 from kernels.errors import KernelGone, KernelsError
@@ -42,7 +41,7 @@ class ChannelService:
         front_end = live.front_ends.attach(session_id, caller, socket)
         if new and (run := live.current) is not None:
             for msg_type, content in run.so_far():
-                front_end.put("iopub", live.front_ends.made(msg_type, content, _request_of(run)))
+                front_end.put("iopub", live.front_ends.made(msg_type, content, run.request_header))
         if live.kernel is None and live.closing is None:
             self._spawn(self._sessions.start(live))
         return front_end
@@ -157,10 +156,3 @@ class ChannelService:
         if message.type not in _UNANSWERED:
             error = {"status": "error", "ename": ename, "evalue": why, "traceback": [f"{ename}: {why}"]}
             self._answer(live, front_end, channel, message, error)
-
-
-def _request_of(run: Run) -> Content:
-    """The header of the request that its messages tell as their parent."""
-    return (
-        run.asked.request.header if run.asked is not None else {"msg_id": run.request_id, "msg_type": "execute_request"}
-    )

@@ -688,9 +688,9 @@ class LiveSession:
     def _stay_busy(self, message: Message) -> None:
         """What is asked beside the cell that runs ends with `idle`: front ends are told that the kernel is not."""
         run = self.current
-        if run is None or not run.running or message.type != "status" or message.parent_id == run.request_id:
+        if run is None or not run.running or message.type != "status":
             return
-        if message.content.get("execution_state") == "idle":
+        if message.content.get("execution_state") == "idle" and message.parent_id != run.request_header["msg_id"]:
             self.front_ends.tell("busy")
 
 

@@ -49,9 +49,9 @@ class Run:
         return self.record.id
 
     @property
-    def request_id(self) -> str:
-        """The parent of what its cell publishes."""
-        return self.id if self.asked is None else self.asked.request.id
+    def request_header(self) -> dict[str, Any]:
+        """What its cell's messages tell as their parent."""
+        return {"msg_id": self.id, "msg_type": "execute_request"} if self.asked is None else self.asked.request.header
 
     @property
     def on_record(self) -> bool:
