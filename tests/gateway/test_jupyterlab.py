@@ -1,5 +1,6 @@
 """`jupyter lab --gateway-url=…/jupyter` in a real browser: what people do there, and what agents do meanwhile."""
 
+import asyncio
 import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from playwright.async_api import BrowserContext, expect
 
 from tests.api import Api
 from tests.gateways import gateway_process
-from tests.jupyterlab import Lab, running_browser
+from tests.jupyterlab import PATIENCE_S, Lab, running_browser
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240), pytest.mark.asyncio(loop_scope="module")]
 
@@ -202,7 +203,10 @@ async def test_a_session_that_sleeps_wakes_for_a_cell_and_has_its_variables(desk
         session = f"/api/sessions/{await desk.session_id()}"
         await page.run(0)
         await expect(page.cell(0).locator(".jp-InputPrompt")).to_have_text("[1]:")
-        assert (await desk.api.post(f"{session}/hibernate"))["state"] == "IDLE"
+        async with asyncio.timeout(PATIENCE_S):
+            while (slept := await desk.api.http.post(f"{session}/hibernate")).status_code == 409:
+                await asyncio.sleep(0.1)  # the page asks more of the kernel once a cell has run
+        assert slept.json()["state"] == "IDLE"
         await page.shows_kernel("Python 3", "Idle")
 
         await page.run(1)
