@@ -18,6 +18,7 @@ import pytest
 from playwright.async_api import BrowserContext, Locator, Page, Request, async_playwright, expect
 
 PATIENCE_S = 60
+_STOP_S = 10
 TOKEN = "lab"
 
 # What the environment of the tests has beside JupyterLab, and what would ask other hosts, is off.
@@ -118,10 +119,14 @@ class Lab:
         self.url = str(json.loads(found[0].read_text())["url"]).rstrip("/")
 
     async def stop(self) -> None:
-        """Which ends the kernels that it had open, as it asks the gateway to."""
+        """Which ends the kernels that it had open; it may wait long for one that the gateway has ended before."""
         if self._process is not None:
             self._process.terminate()
-            await asyncio.to_thread(self._process.wait, PATIENCE_S)
+            try:
+                await asyncio.to_thread(self._process.wait, _STOP_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
 
     def log(self) -> str:
         return (self.folder / "log").read_text()

@@ -22,6 +22,7 @@ class ChannelsHandler(JupyterHandler, WebSocketHandler):
     operations = {"GET": Operation("The kernel's channels, as a websocket", None, 101, query=ChannelsQuery)}
     live: LiveSession
     front_end: FrontEnd
+    number: int
 
     async def get(self, kernel_id: str) -> None:
         if self.request.headers.get("Upgrade", "").lower() != "websocket":
@@ -40,6 +41,7 @@ class ChannelsHandler(JupyterHandler, WebSocketHandler):
 
     def open(self, kernel_id: str) -> None:
         self.set_nodelay(True)
+        self.number = getattr(self.ws_connection.stream, "number", 0) if self.ws_connection is not None else 0
         session_id = self.get_query_argument("session_id", "")[:256] or None
         self.front_end = self.services.channels.attach(self.live, session_id, self.caller, self)
 

@@ -24,7 +24,9 @@ _CODE_TOO_SLOW, _CODE_GONE, _CODE_REPLACED = 4013, 1001, 4000
 
 
 class Socket(Protocol):
-    """A websocket that is open."""
+    """A websocket that is open; of two, the one with the larger number came later."""
+
+    number: int
 
     def deliver(self, envelope: Envelope) -> "asyncio.Future[None]":
         """Done when it was handed to the network; raises when it can't be any more."""
@@ -36,8 +38,8 @@ class Socket(Protocol):
 class FrontEnd:
     """One client. `session_id` is what it goes by when it comes back; without one it does not.
 
-    Jupyter Server opens a connection twice when a page does, and leaves the first one open, in no sure order: the
-    client is where it speaks. What a socket was sent before it has said anything is sent to the next one too.
+    Jupyter Server opens a connection twice when a page does, and leaves the first one open, with nobody who listens:
+    what a socket was sent before anything was said on it is sent to the next one too.
     """
 
     def __init__(self, session_id: str | None, caller: str, limit_bytes: int) -> None:
@@ -64,8 +66,8 @@ class FrontEnd:
     def open(self, socket: Socket) -> None:
         """Send on this socket from now on, first what was kept."""
         if (former := self._socket) is not None:
-            if self._spoke and self._is_young:
-                socket.close(_CODE_REPLACED, "The same client speaks on another connection.")
+            if socket.number < former.number and self._is_young:
+                socket.close(_CODE_REPLACED, "The same client has come on a later connection.")
                 return
             self.leave(former)
             former.close(_CODE_REPLACED, "The same client has come back on another connection.")

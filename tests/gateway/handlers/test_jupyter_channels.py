@@ -296,18 +296,24 @@ async def test_what_came_before_a_client_has_spoken_comes_on_its_next_connection
             await heeded.until(lambda got: got.text == "once\n")
 
 
-async def test_a_connection_that_comes_late_does_not_take_the_place_of_the_one_that_is_spoken_on(
+async def test_of_two_connections_the_one_that_was_made_later_stays_whichever_asks_first(
     api: Api, session_id: str
 ) -> None:
-    kernel_id = await kernel_of(api, session_id)
-    async with front_end(api.url, kernel_id, session="twice") as spoken:
-        await spoken.run("1")
-        async with front_end(api.url, kernel_id, session="twice") as late:
-            with pytest.raises(EOFError) as closed:
-                await late.until(lambda got: False)
-        assert result((await spoken.run("1 + 1"))[1]) == "2"
+    path = f"/jupyter/api/kernels/{await kernel_of(api, session_id)}/channels?session_id=twice"
+    reader, writer = await asyncio.open_connection(api.http.base_url.host, api.http.base_url.port)
+    async with front_end(api.url, path.split("/")[4], session="twice") as later:
+        writer.write(
+            f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n".encode()
+        )
+        answer = await reader.readuntil(b"\r\n\r\n")
+        closing = await reader.readexactly(4)
+        _, published = await later.run("1 + 1")
+        writer.close()
 
-    assert closed.value.args[0] == 4000
+    assert b" 101 " in answer.splitlines()[0]
+    assert (closing[0], int.from_bytes(closing[2:])) == (0x88, 4000)
+    assert result(published) == "2"
 
 
 async def test_a_kernel_that_is_asked_something_while_a_cell_runs_is_still_busy(api: Api, session_id: str) -> None:
