@@ -523,6 +523,7 @@ class LiveSession:
             if self.session.state is State.READY:
                 self.move(State.IDLE, reason)
             await self.stop_kernel(reason)
+            self.front_ends.tell("idle")  # whatever it was asked last: it wakes for the next thing
 
     def _check_quiet(self) -> None:
         if self.busy:
@@ -688,7 +689,7 @@ class LiveSession:
     def _stay_busy(self, message: Message) -> None:
         """What is asked beside the cell that runs ends with `idle`: front ends are told that the kernel is not."""
         run = self.current
-        if run is None or not run.running or message.type != "status":
+        if run is None or not run.keeps_busy or message.type != "status":
             return
         if message.content.get("execution_state") == "idle" and message.parent_id != run.request_header["msg_id"]:
             self.front_ends.tell("busy")

@@ -49,6 +49,11 @@ class Run:
         return self.record.id
 
     @property
+    def keeps_busy(self) -> bool:
+        """Whether its kernel has begun it and has not said that it is idle again."""
+        return self._cell is not None and not self._cell.request.idle_seen and not self.finished.is_set()
+
+    @property
     def request_header(self) -> dict[str, Any]:
         """What its cell's messages tell as their parent."""
         return {"msg_id": self.id, "msg_type": "execute_request"} if self.asked is None else self.asked.request.header
