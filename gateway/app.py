@@ -31,6 +31,7 @@ from gateway.handlers.base import NoSuchRoute, Services
 from gateway.handlers.openapi import document
 from gateway.handlers.routes import ROUTES
 from gateway.metrics import Metrics
+from gateway.services.beside import BesideService
 from gateway.services.channels import ChannelService
 from gateway.services.contents import ContentsService
 from gateway.services.executions import ExecutionService
@@ -287,12 +288,13 @@ def _services(
         )
     )  # fmt: skip
     sessions = SessionService(settings, store, engine, live, recorder, background.spawn)
+    beside = BesideService(settings, engine, background.spawn)
     executions = ExecutionService(
-        settings, store, live, sessions, recorder, background.spawn, metrics, engine, past
+        settings, store, live, sessions, recorder, background.spawn, metrics, engine, past, beside
     )  # fmt: skip
     snapshots = SnapshotService(settings, store, engine, live, sessions, vault, recorder, background.spawn)
-    series = SeriesService(settings, executions, background.spawn)
-    channels = ChannelService(sessions, executions, background.spawn)
+    series = SeriesService(settings, executions, recorder, background.spawn)
+    channels = ChannelService(sessions, executions, beside, background.spawn)
     return Services(
         settings=settings,
         store=store,

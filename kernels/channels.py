@@ -26,7 +26,7 @@ class Request:
     """A request under way; `done` once its reply and, if that is waited for, its `idle` are in."""
 
     __slots__ = (
-        "_held", "_replied", "_wants_idle", "done", "idle_seen", "msg_id", "on_idle", "on_input", "on_iopub",
+        "_held", "_replied", "_wants_idle", "done", "heard", "idle_seen", "msg_id", "on_idle", "on_input", "on_iopub",
         "on_reply", "reply",
     )  # fmt: skip
 
@@ -39,6 +39,7 @@ class Request:
         self._held: list[Message] | None = None
         self._replied: asyncio.Future[Message] | None = None
         self.reply: Message | None = None
+        self.heard = False  # whether the kernel has published anything about it
         self.idle_seen = False
         self._wants_idle = wants_idle
         self.done: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
@@ -82,6 +83,7 @@ class Request:
 
     def hear(self, message: Message) -> None:
         """What the kernel publishes about it."""
+        self.heard = True
         if message.type == "status":
             if message.content.get("execution_state") == "idle":
                 self.got_idle()
@@ -122,6 +124,7 @@ class Channels:
 
     def __init__(self, context: "zmq.Context[Any]", connection: Mapping[str, Any]) -> None:
         self.wire = Wire.of(connection)
+        self.last_published = ""  # the id of what was heard last on IOPub
         self.lost: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()  # by what nobody foresaw
         self._context = context
         self._connection = connection
@@ -275,6 +278,7 @@ class Channels:
             request.on_input(message)
 
     def _route_iopub(self, message: Message) -> None:
+        self.last_published = message.id
         for listener in tuple(self._listeners):
             listener(message)
         request = self._requests.get(message.parent_id or "")

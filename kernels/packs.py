@@ -147,14 +147,23 @@ class Packer:
             self.locations.setdefault((chunk.digest, aligned), self.known[chunk.digest, aligned])
 
     def finish(self) -> None:
-        """Everything that was added is on disk, and its sinks are told."""
+        """All sinks are told. What was added is on its way to the disk; `synced` waits for it."""
         self._submit()
         while self._waiting:
             self._store()
+        if self.size_bytes:
+            written = tuple(self._writing)
+            self._writing.append(self._pool.submit(self._sync, written))
+
+    def synced(self) -> None:
+        """Everything is on disk. Raises what kept it from there."""
         while self._writing:
             self._writing.popleft().result()
-        if self.size_bytes:
-            os.fsync(self._fd)
+
+    def _sync(self, written: Iterable[Future[None]]) -> None:
+        """In a thread: what is waited for was begun before, and is done by threads that wait for nothing."""
+        wait(written)
+        os.fsync(self._fd)
 
     def __enter__(self) -> Self:
         return self

@@ -273,28 +273,29 @@ class LocalSnapshots:
                 changed=tuple(tree.changed),
                 locations={**packer.locations, **(kept.locations if kept is not None else {})},
             )
-            return self._keep(place, manifest, [*_filled(packer), *adopted])
+            return self._keep(place, manifest, packer, adopted)
 
     def _state_of(self, place: str, snapshot_id: str) -> Manifest:
         """A snapshot, of which only the state is wanted."""
         manifest = self._stored(place, snapshot_id).manifest()
         return replace(manifest, locations={key: at for key, at in manifest.locations.items() if key[1]})
 
-    def _keep(self, place: str, manifest: Manifest, packs: New) -> SnapshotInfo:
+    def _keep(self, place: str, manifest: Manifest, packer: Packer, adopted: New) -> SnapshotInfo:
         """Packs first, then what makes them a snapshot. If that fails none of them stays."""
-        added_bytes = sum(path.stat().st_size for _, path in packs)
+        added_bytes = packer.size_bytes + sum(path.stat().st_size for _, path in adopted)
         manifest = replace(manifest, added_bytes=added_bytes)
+        encoded = encode(manifest)
+        packer.synced()
         with self._undone(place) as put:
-            for name, path in packs:
+            for name, path in [*_filled(packer), *adopted]:
                 put.append(name)
                 self._blobs.put_file(f"{place}/{name}", path)
                 self._on_stage("a pack kept")
-            info = self._put_manifest(place, manifest)
+            info = self._put_manifest(place, manifest, *encoded)
         self._on_stage("kept")
         return info
 
-    def _put_manifest(self, place: str, manifest: Manifest) -> SnapshotInfo:
-        data, digest = encode(manifest)
+    def _put_manifest(self, place: str, manifest: Manifest, data: bytes, digest: str) -> SnapshotInfo:
         self._blobs.put(f"{place}/{manifest.id}{_MANIFEST}", data)
         return replace(manifest, added_bytes=manifest.added_bytes + len(data)).info(digest)
 
@@ -323,7 +324,8 @@ class LocalSnapshots:
                         self._blobs.copy(f"{source}/{pack}", f"{target}/{pack}")
                     self._on_stage("a pack kept")
                 sizes = self._blobs.sizes(target)
-                info = self._put_manifest(target, replace(manifest, added_bytes=sum(sizes[pack] for pack in put)))
+                manifest = replace(manifest, added_bytes=sum(sizes[pack] for pack in put))
+                info = self._put_manifest(target, manifest, *encode(manifest))
             self._on_stage("kept")
             return info
 
@@ -452,7 +454,7 @@ class LocalSnapshots:
                     spool, packer, snapshot_id, Root(path, -1), stopped, limit_bytes=limit_bytes, max_files=max_files
                 )
             self._on_stage("packed")
-            return self._keep(place, replace(manifest, locations=packer.locations), _filled(packer))
+            return self._keep(place, replace(manifest, locations=packer.locations), packer, [])
 
     # Where it is worked at
 

@@ -400,7 +400,12 @@ class ApiHandler(RequestHandler):
 
     @property
     def audited_session_id(self) -> str | None:
-        return self.path_kwargs.get("session_id")
+        return self.named_in_path.get("session_id")
+
+    @property
+    def named_in_path(self) -> dict[str, str]:
+        """Empty for a path that can't be read."""
+        return getattr(self, "path_kwargs", {})
 
     def _request_summary(self) -> str:
         return f"{self.request.method} {self.request.path}"

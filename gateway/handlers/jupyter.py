@@ -107,7 +107,7 @@ class TerminalsHandler(JupyterHandler):
 
 
 async def _spec(handler: JupyterHandler, name: str) -> Kernelspec:
-    spec = (await handler.services.jupyter.kernelspecs()).get(name)
+    spec = await handler.services.jupyter.kernelspec(name)
     if spec is None:
         raise errors.NotFound(f"Kernel spec {name[:128]!r} not found.")
     return spec

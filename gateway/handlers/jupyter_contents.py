@@ -25,7 +25,7 @@ class CheckpointList(RootModel[list[Checkpoint]]):
 class _ContentsHandler(JupyterHandler):
     @property
     def audited_session_id(self) -> str | None:
-        return self.path_kwargs.get("path", "").strip("/").partition("/")[0] or None
+        return self.named_in_path.get("path", "").strip("/").partition("/")[0] or None
 
     def send_contents(self, made: Contents, status: int = 200) -> None:
         self.set_header("Location", f"{_ROOT}/{quote(made.path)}")

@@ -35,7 +35,7 @@ class KernelHandler(JupyterHandler):
 
     operations = {
         "GET": Operation("A kernel", KernelModel),
-        "DELETE": Operation("End a kernel: its session is deleted, and can be brought back", status=204),
+        "DELETE": Operation("End a kernel: a session that Jupyter started is deleted, another sleeps", status=204),
     }
 
     async def get(self, kernel_id: str) -> None:

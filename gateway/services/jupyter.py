@@ -1,7 +1,7 @@
 """Sessions as Jupyter sees them: each is a kernel, and what front ends have open on it are Jupyter's sessions."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import PurePosixPath
@@ -31,7 +31,7 @@ from gateway.states import State
 from gateway.stores.base import SessionChanges, Store
 from kernels.engine import Kernelspec
 
-_MOST_LISTED = 1000
+_PAGE = 1000
 _MOST_OFFERED = 50
 _OFFER = "session."  # before its id, the name of a kernelspec that stands for a session
 
@@ -61,15 +61,23 @@ class JupyterService:
     # Kernelspecs
 
     async def kernelspecs(self) -> dict[str, Kernelspec]:
-        """Those that are installed, by name, and one for each of the sessions used last: its kernel is there already.
+        """Those that are installed, by name, and one for each of the sessions used last that Jupyter has not started.
 
         Jupyter Server shows people no kernels but those that it has started. Kernelspecs it shows them all: who starts
-        one that stands for a session comes to the session.
+        one that stands for a session comes to the session, also when a front end has ended its kernel.
         """
         specs = dict(self._sessions.kernelspecs())
-        newest = sorted(await self._all(), key=lambda session: session.updated_at, reverse=True)[:_MOST_OFFERED]
-        offers = {_OFFER + one.id: _offer(one, specs[one.kernel]) for one in newest if one.kernel in specs}
-        return {**specs, **offers}
+        others = [one for one in await self._all_there() if one.source != "jupyter" and one.kernel in specs]
+        newest = sorted(others, key=lambda session: session.updated_at, reverse=True)[:_MOST_OFFERED]
+        return specs | {_OFFER + one.id: _offer(one, specs[one.kernel]) for one in newest}
+
+    async def kernelspec(self, name: str) -> Kernelspec | None:
+        """One by its name. Raises `SessionNotFound`."""
+        specs = self._sessions.kernelspecs()
+        if name in specs or not name.startswith(_OFFER):
+            return specs.get(name)
+        session = await self._sessions.get(name.removeprefix(_OFFER))
+        return _offer(session, specs[session.kernel]) if session.kernel in specs else None
 
     # Kernels
 
@@ -88,8 +96,8 @@ class JupyterService:
         return await self._live.get((await self._find(kernel_id)).id)
 
     async def delete_kernel(self, kernel_id: str) -> None:
-        """The session is deleted with it, and can be brought back like any other."""
-        await self._sessions.delete((await self._find(kernel_id)).id)
+        """A session that Jupyter has started is deleted with it, and can be brought back; any other goes to sleep."""
+        await self._channels.end(await self.hold(kernel_id))
 
     async def interrupt_kernel(self, kernel_id: str) -> None:
         await self._channels.interrupt(await self.hold(kernel_id))
@@ -143,19 +151,37 @@ class JupyterService:
     async def delete_session(self, opened_id: str) -> None:
         """The kernel goes with it, as in Jupyter."""
         session, _ = await self._find_opened(opened_id)
-        await self._sessions.delete(session.id)
+        await self._channels.end(await self._live.get(session.id))
 
     # Finding
 
     async def _all(self) -> list[Session]:
-        """The newest, as they are now."""
-        found = await self._store.list_sessions(SessionFilter(), PageRequest(limit=_MOST_LISTED))
-        stored = {session.uid: session for session in found.items}
+        """All whose kernels front ends are to see, as they are now, newest first."""
+        return [session for session in await self._all_there() if not session.kernel_ended]
+
+    async def _all_there(self) -> list[Session]:
+        stored = {session.uid: session async for session in self._stored()}
         here = {live.uid: live.session for live in self._live if live.closing is None}
         gone = {live.uid for live in self._live if live.closing is not None}
         return [session for uid, session in {**stored, **here}.items() if uid not in gone]
 
+    async def _stored(self) -> AsyncIterator[Session]:
+        token: str | None = None
+        while True:
+            found = await self._store.list_sessions(SessionFilter(), PageRequest(limit=_PAGE, token=token))
+            for session in found.items:
+                yield session
+            if (token := found.next_token) is None:
+                return
+
     async def _find(self, kernel_id: str) -> Session:
+        session = await self._find_any(kernel_id)
+        if session.kernel_ended:
+            raise KernelNotFound(kernel_id)
+        return session
+
+    async def _find_any(self, kernel_id: str) -> Session:
+        """Also one that a front end has ended: it can be opened again."""
         try:
             uid = UUID(kernel_id).hex
         except ValueError:
@@ -179,7 +205,7 @@ class JupyterService:
 
     async def _choose(self, kernel: KernelChoice, path: str, caller: str) -> Session:
         if kernel.id:
-            return await self._find(kernel.id)
+            return await self._find_any(kernel.id)
         try:
             owner = await self._sessions.get(path.strip("/").split("/")[0])
             if kernel.name in (None, owner.kernel):
@@ -190,7 +216,8 @@ class JupyterService:
 
     async def _create(self, kernel: str | None, path: str, env: dict[str, object], caller: str) -> Session:
         if kernel is not None and kernel.startswith(_OFFER):
-            return await self._sessions.get(kernel.removeprefix(_OFFER))
+            changed = SessionChanges(replace={"kernel_ended": False})
+            return await self._sessions.change(kernel.removeprefix(_OFFER), changed)
         names = {"name": PurePosixPath(path).name[:256] or "jupyter"}
         given = {name: value for name, value in env.items() if ENV_NAME.fullmatch(name) and isinstance(value, str)}
         try:
@@ -199,11 +226,13 @@ class JupyterService:
             first = error.errors()[0]
             field = ".".join(str(part) for part in first["loc"][:1]).replace("kernel", "name")
             raise Invalid(f"{field}: {first['msg']}", field=field) from None
-        return await self._sessions.create(request, caller)
+        return await self._sessions.create(request, caller, source="jupyter")
 
     async def _open(self, session: Session, opened: dict[str, str]) -> SessionModel:
         others = [one for one in session.notebooks if one["id"] != opened["id"]]
-        changed = await self._sessions.change(session.id, SessionChanges(replace={"notebooks": [*others, opened]}))
+        changed = await self._sessions.change(
+            session.id, SessionChanges(replace={"notebooks": [*others, opened], "kernel_ended": False})
+        )
         return self._model(changed, opened)
 
     async def _close(self, session: Session, opened_id: str) -> None:

@@ -107,6 +107,7 @@ class Live:
             if kept is not None:
                 live.take(kept)
             else:
+                live.front_ends.begin_anew()
                 live.settle()
             return live
 

@@ -30,6 +30,8 @@ from gateway.models.unsaved import UnsavedVariable, Woken
 from gateway.services.changes import Counted
 from gateway.services.front_ends import FrontEnds
 from gateway.services.journal import Journal
+from gateway.services.missed import Missed
+from gateway.services.positions import Positions
 from gateway.services.recorder import Recorder, Spawn
 from gateway.services.runs import Run
 from gateway.services.vault import Vault, remark
@@ -97,8 +99,10 @@ class LiveSession:
         self.closing: str | None = None
         self.active_at = time.monotonic()
         self.front_ends = FrontEnds(
-            session.uid, tools.settings.front_end_buffer_bytes, tools.settings.front_end_remembered_s
-        )
+            session.uid, tools.settings.front_end_buffer_bytes, tools.settings.front_end_remembered_s,
+            Positions(tools.settings.data_dir / "front_ends" / session.uid),
+        )  # fmt: skip
+        self.missed: Missed | None = None  # by front ends of an earlier gateway
         self.outbox = tools.recorder.outbox(session.uid, tools.settings.gateway_id, self._lost)
         self._tools = tools
         self._check_room = room
@@ -125,7 +129,7 @@ class LiveSession:
 
     @property
     def busy(self) -> bool:
-        return self.current is not None or bool(self.queue) or self.front_ends.beside > 0
+        return self.current is not None or bool(self.queue) or bool(self.front_ends.beside)
 
     @property
     def has_unsaved_work(self) -> bool:
@@ -170,10 +174,16 @@ class LiveSession:
     def begin_run(self, run: Run, data: dict[str, Any]) -> None:
         """Move to BUSY for a run, which tells how its kernel began if none has yet. Raises `TooLarge`."""
         self.move(State.BUSY, changes=SessionChanges(merge={"data": data} if data else {}, add={"changes": 1}))
+        self.show_kernel()
         if self._counted is not None:
             self._counted.run(run.id)
         self._used_since_start = True
         self.tell_by(run.record)
+
+    def show_kernel(self) -> None:
+        """Jupyter's clients see the kernel again that one of them has ended."""
+        if self.session.kernel_ended:
+            self.change(SessionChanges(replace={"kernel_ended": False}))
 
     def tell_by(self, record: Execution | None) -> None:
         """How the kernel began, unless that was told: by this run, or by one that is on record."""
@@ -254,6 +264,8 @@ class LiveSession:
 
     def take(self, origin: Kept | Copy) -> None:
         """Begin to serve with a kernel that has outlived its gateway, or was copied from another session's."""
+        if isinstance(origin, Kept):
+            self.front_ends.recall()
         self._begin(origin)
 
     def _begin(self, origin: Kept | Copy | None = None) -> None:
@@ -262,6 +274,7 @@ class LiveSession:
         loop = asyncio.get_running_loop()
         self._started, self._stop = loop.create_future(), loop.create_future()
         self._used_since_start = False
+        self.show_kernel()
         self.front_ends.tell("starting")
         self._started.add_done_callback(lambda future: future.cancelled() or future.exception())
         self._owned.clear()
@@ -299,6 +312,7 @@ class LiveSession:
             self._failed(f"Internal error: {type(error).__name__}")
             self._not_started(started, StartFailed("The kernel could not be started."))
         finally:
+            self.front_ends.caught_up()
             self._not_started(started, StartFailed("The start was given up."))
             self.kernel = None
             self._started = self._stop = None
@@ -332,6 +346,8 @@ class LiveSession:
                 return False
             with tools.metrics.kernels.track_inprogress():
                 self._unsure = True
+                self.missed = Missed(self.front_ends, kernel, tools.engine)
+                tools.spawn(self.missed.give())
                 await self._serve(kernel, started, stop)
         return True
 
@@ -341,6 +357,7 @@ class LiveSession:
                 await self._serve(copy.kernel, started, stop)
 
     async def _keep(self, launch: Launch, started: asyncio.Future[Kernel], stop: asyncio.Future[str]) -> None:
+        self.front_ends.caught_up()  # with nothing: it is another kernel
         tools, began = self._tools, time.perf_counter()
         async with contextlib.AsyncExitStack() as stack:
             async with tools.starting:

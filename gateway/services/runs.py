@@ -80,6 +80,8 @@ class Run:
 
     def begin(self, kernel: Kernel, cell: Cell) -> None:
         self._kernel, self._cell = kernel, cell
+        if self.waits_for_input and self.asked is not None and cell.input_request is not None:  # since before
+            self.asked.ask_input(cell.input_request)
 
     def on_event(self, event: Event) -> None:
         self.journal.add(event.kind, event.data, event.size_bytes)

@@ -183,7 +183,9 @@ class SessionService:
 
     # Creating
 
-    async def create(self, request: CreateSession, caller: str, *, start: bool = True) -> Session:
+    async def create(
+        self, request: CreateSession, caller: str, *, start: bool = True, source: Literal["api", "jupyter"] = "api"
+    ) -> Session:
         """Keep a new session and begin to start its kernel. Raises `SessionExists`, `Invalid`."""
         self._recorder.check()
         self._live.check()
@@ -200,6 +202,7 @@ class SessionService:
             agents=[SessionAgent(id=agent_id) for agent_id in request.agent_ids],
             waiting_timeout_seconds=request.waiting_timeout_seconds or self._settings.waiting_timeout_s,
             setup_status="pending" if request.setup else None,
+            source=source,
             created_by=caller,
             created_at=at,
             updated_at=at,

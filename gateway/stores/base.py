@@ -246,6 +246,10 @@ class Store(Protocol):
 
     async def keep_answer(self, answer: KeptAnswer) -> None: ...
 
+    async def get_answer(self, key: str) -> KeptAnswer | None:
+        """What is kept under a key, however old."""
+        ...
+
     async def drop_answer(self, reservation: KeptAnswer) -> None:
         """Free the key, unless an answer was kept or another reservation made under it meanwhile."""
         ...

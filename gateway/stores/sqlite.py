@@ -368,13 +368,17 @@ class SqliteStore:
             if row is None:
                 _keep(connection, answer, pack(answer.body))
                 return None
-            return KeptAnswer.model_validate(dict(zip(_ANSWER_FIELDS, row, strict=True)) | {"body": unpack(row[5])})
+            return _answer_of(row)
 
         return await self._write(work)
 
     async def keep_answer(self, answer: KeptAnswer) -> None:
         body = await pack_aside(answer.body)
         await self._write(lambda connection: _keep(connection, answer, body))
+
+    async def get_answer(self, key: str) -> KeptAnswer | None:
+        row = self._point(f"SELECT {', '.join(_ANSWER_FIELDS)} FROM answers WHERE key = ?", key)  # noqa: S608 - our own
+        return None if row is None else _answer_of(row)
 
     async def drop_answer(self, reservation: KeptAnswer) -> None:
         await self._write(
@@ -447,6 +451,10 @@ def _one_instant(connection: sqlite3.Connection) -> Iterator[None]:
         yield
     finally:
         connection.rollback()
+
+
+def _answer_of(row: Any) -> KeptAnswer:
+    return KeptAnswer.model_validate(dict(zip(_ANSWER_FIELDS, row, strict=True)) | {"body": unpack(row[5])})
 
 
 def _keep(connection: sqlite3.Connection, answer: KeptAnswer, body: bytes) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import orjson
 import psutil
 import pytest
 import zmq.asyncio
@@ -16,6 +17,7 @@ from kernels.engine import Launch
 from kernels.engines.local import LocalEngine
 from kernels.errors import KernelGone, StartFailed
 from kernels.kernel import Kernel, running
+from kernels.messages import Message, received
 from kernels.outputs import Event
 from tests.gateways import kernels_of
 
@@ -174,3 +176,21 @@ async def test_a_kernel_asked_to_shut_down_runs_its_exit_handlers(
         await kernel.shut_down(10)
 
     assert (tmp_path / "sessions" / launched.place / "workspace" / "said").read_text() == "bye"
+
+
+@pytest.mark.parametrize("flaw", [{"version": "no version"}, {}])
+async def test_a_request_that_the_kernel_drops_is_told_as_never_run(kernel: Kernel, flaw: dict[str, str]) -> None:
+    header = {"msg_id": uuid4().hex, "msg_type": "execute_request", "version": "5.4", "session": "s", **flaw}
+    content = {"code": "x = 1"} if flaw else {"no code": "x = 1"}
+    request = received([orjson.dumps(part) for part in (header, {}, {}, content)])
+    replies: list[Message] = []
+    events: list[Event] = []
+
+    running_ = kernel.execute_request(
+        request, on_event=events.append, on_input=ignore_input, on_reply=replies.append, output_limit_bytes=1000
+    )
+    async with running_ as cell:
+        reply = await kernel.finish(cell)
+
+    assert (reply["status"], reply["ename"], replies) == ("error", "NoReply", [])
+    assert (await run(kernel, "'x' in globals()"))[1][0].data["data"]["text/plain"] == "False"
