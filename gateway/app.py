@@ -15,8 +15,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-import zmq
-import zmq.asyncio
 from tornado.httpserver import HTTPServer
 from tornado.iostream import IOStream
 from tornado.netutil import bind_sockets
@@ -53,10 +51,12 @@ from gateway.stores.sqlite import SqliteStore
 from kernels.engine import Engine
 from kernels.engines.local import LocalEngine
 from kernels.errors import StartFailed, WallsMissing
+from kernels.intake import Intake
 
 log = logging.getLogger(__name__)
 
-_MOST_SOCKETS = 65_536
+_MESSAGE_BYTES = 32 * 2**20  # at most, of what a kernel says; more where a run may have more outputs
+_ENVELOPE_BYTES = 2 * 2**20
 _PING_S = 30  # a websocket whose client has not answered by the next one is closed
 
 
@@ -237,52 +237,46 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
         sockets = _bind(settings)
         store, metrics = make_store(settings), Metrics()
         engine = make_engine(settings)
-        context = zmq.asyncio.Context()
-        context.set(zmq.MAX_SOCKETS, _MOST_SOCKETS)
-        try:
-            async with _opened(store, settings), _ready(engine), tasks() as background:
-                orphans = await engine.end_orphans()
-                if orphans:
-                    log.warning("%d kernels of an earlier gateway were ended", orphans)
-                url = _url(settings, sockets)
-                past = PastRuns(settings, store, engine)
-                services = _services(settings, store, engine, metrics, context, background, url, past)
-                supervisor = Supervisor(
-                    settings, store, engine, services.live, services.executions, past, services.recorder
-                )
-                saver = Saver(settings, services.live, background.spawn)
-                reaper = Reaper(settings, store, services.live, services.sessions, background.spawn)
-                await supervisor.look_for_kept()
-                await supervisor.beat()
-                background.spawn(services.snapshots.clear_unborn())
-                background.spawn(services.sessions.make_ready())
-                server = Server(
-                    _application(services), xheaders=False, max_buffer_size=64 * 2**20, max_header_size=2**18
-                )
-                server.add_sockets(sockets)
-                background.spawn(every(settings.heartbeat_interval_s, supervisor.beat))
-                background.spawn(every(settings.reaper_interval_s, reaper.sweep))
-                if settings.autosave:
-                    background.spawn(every(settings.reaper_interval_s, saver.sweep))
-                background.spawn(every(30 * settings.reaper_interval_s, reaper.sweep_unheld))
-                gateway = Gateway(services, engine, server, url)
-                try:
-                    yield gateway
-                finally:
-                    await gateway.stop()
-        finally:
-            context.destroy(linger=0)
+        intake = Intake(max(_MESSAGE_BYTES, settings.output_limit_bytes + _ENVELOPE_BYTES))
+        async with _opened(store, settings), _ready(engine), tasks() as background:
+            orphans = await engine.end_orphans()
+            if orphans:
+                log.warning("%d kernels of an earlier gateway were ended", orphans)
+            url = _url(settings, sockets)
+            past = PastRuns(settings, store, engine)
+            services = _services(settings, store, engine, metrics, intake, background, url, past)
+            supervisor = Supervisor(
+                settings, store, engine, services.live, services.executions, past, services.recorder
+            )
+            saver = Saver(settings, services.live, background.spawn)
+            reaper = Reaper(settings, store, services.live, services.sessions, background.spawn)
+            await supervisor.look_for_kept()
+            await supervisor.beat()
+            background.spawn(services.snapshots.clear_unborn())
+            background.spawn(services.sessions.make_ready())
+            server = Server(_application(services), xheaders=False, max_buffer_size=64 * 2**20, max_header_size=2**18)
+            server.add_sockets(sockets)
+            background.spawn(every(settings.heartbeat_interval_s, supervisor.beat))
+            background.spawn(every(settings.reaper_interval_s, reaper.sweep))
+            if settings.autosave:
+                background.spawn(every(settings.reaper_interval_s, saver.sweep))
+            background.spawn(every(30 * settings.reaper_interval_s, reaper.sweep_unheld))
+            gateway = Gateway(services, engine, server, url)
+            try:
+                yield gateway
+            finally:
+                await gateway.stop()
 
 
 def _services(
-    settings: Settings, store: Store, engine: LocalEngine, metrics: Metrics, context: zmq.asyncio.Context,
+    settings: Settings, store: Store, engine: LocalEngine, metrics: Metrics, intake: Intake,
     background: Tasks, url: str, past: PastRuns,
 ) -> Services:  # fmt: skip
     recorder = Recorder(store, background.spawn, metrics, settings.holder_timeout_s)
     vault = Vault(settings, store, engine)
     live = Live(
         Tools(
-            settings=settings, store=store, engine=engine, context=context, recorder=recorder, spawn=background.spawn,
+            settings=settings, store=store, engine=engine, intake=intake, recorder=recorder, spawn=background.spawn,
             metrics=metrics, starting=asyncio.Semaphore(settings.start_concurrency), base_url=lambda: url,
             vault=vault,
         )

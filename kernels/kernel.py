@@ -13,13 +13,12 @@ from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanage
 from typing import Any, Literal
 from uuid import uuid4
 
-import zmq
-
 from kernels import duplicates
 from kernels.channels import Channel, Channels, Listener, Request, connected
 from kernels.engine import Engine, Exit, Kept, KernelProcess, Kernelspec, Launch
 from kernels.errors import KernelGone, KernelsError, NeverArrived, NotOffered, StartFailed
 from kernels.fstrings import for_python_before_312
+from kernels.intake import Intake
 from kernels.journal import Entry
 from kernels.journaled import RunOf, Verdict, count_of, may_follow
 from kernels.messages import Message, received
@@ -520,11 +519,9 @@ def _nothing(*told: Any) -> None:
 
 
 @asynccontextmanager
-async def running(
-    engine: Engine, launch: Launch, context: "zmq.Context[Any]", start_timeout_s: float
-) -> AsyncIterator[Kernel]:
+async def running(engine: Engine, launch: Launch, intake: Intake, start_timeout_s: float) -> AsyncIterator[Kernel]:
     """A kernel from start to end; leaving the block ends it. Raises `StartFailed`."""
-    async with _served(engine.start(launch), launch.kernel_id, launch.spec, context) as kernel:
+    async with _served(engine.start(launch), launch.kernel_id, launch.spec, intake) as kernel:
         try:
             await kernel.attach(start_timeout_s)
         except StartFailed as error:
@@ -535,7 +532,7 @@ async def running(
 @asynccontextmanager
 async def duplicated(
     engine: Engine, source: Kernel, launch: Launch, fill: Callable[[], Awaitable[object]],
-    context: "zmq.Context[Any]", *, wait_s: float, timeout_s: float,
+    intake: Intake, *, wait_s: float, timeout_s: float,
 ) -> AsyncIterator[Kernel]:  # fmt: skip
     """A kernel that is a copy of a live one, as it is between two cells; `fill` gives its place files.
 
@@ -547,18 +544,18 @@ async def duplicated(
         await fill()
 
     starting = engine.duplicate(source.id, launch, fork)
-    async with _served(starting, launch.kernel_id, launch.spec, context) as kernel:
+    async with _served(starting, launch.kernel_id, launch.spec, intake) as kernel:
         await kernel.attach(timeout_s)
         yield kernel
 
 
 @asynccontextmanager
-async def attached(engine: Engine, kept: Kept, context: "zmq.Context[Any]", timeout_s: float) -> AsyncIterator[Kernel]:
+async def attached(engine: Engine, kept: Kept, intake: Intake, timeout_s: float) -> AsyncIterator[Kernel]:
     """A kernel that was kept, whatever it does at the moment; leaving the block ends it.
 
     Raises `StartFailed`, `KernelGone`, `Refused`.
     """
-    async with _served(engine.adopt(kept.kernel_id), kept.kernel_id, kept.spec, context) as kernel:
+    async with _served(engine.adopt(kept.kernel_id), kept.kernel_id, kept.spec, intake) as kernel:
         await kernel.attach(timeout_s, "control")
         yield kernel
 
@@ -568,9 +565,9 @@ async def _served(
     starting: AbstractAsyncContextManager[KernelProcess],
     kernel_id: str,
     spec: Kernelspec,
-    context: "zmq.Context[Any]",
+    intake: Intake,
 ) -> AsyncIterator[Kernel]:
-    async with starting as process, connected(context, process.connection) as channels:
+    async with starting as process, connected(intake, process.connection) as channels:
         kernel = Kernel(kernel_id, spec, process, channels)
         watching = asyncio.create_task(kernel.watch())
         try:

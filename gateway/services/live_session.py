@@ -17,8 +17,6 @@ from functools import partial
 from typing import Any
 from uuid import uuid4
 
-import zmq.asyncio
-
 from gateway.config import Settings
 from gateway.errors import Conflict, GatewayError, SessionNotFound, StoreAway
 from gateway.metrics import Metrics
@@ -49,6 +47,7 @@ from kernels.errors import (
     SnapshotError,
     StartFailed,
 )  # fmt: skip
+from kernels.intake import Intake
 from kernels.journaled import past_runs
 from kernels.kernel import Kernel, attached, duplicated, running
 from kernels.messages import Message
@@ -70,7 +69,7 @@ class Tools:
     settings: Settings
     store: Store
     engine: Engine
-    context: zmq.asyncio.Context
+    intake: Intake
     recorder: Recorder
     spawn: Spawn
     metrics: Metrics
@@ -339,7 +338,7 @@ class LiveSession:
     async def _keep_on(self, kept: Kept, started: asyncio.Future[Kernel], stop: asyncio.Future[str]) -> bool:
         """Serve with a kernel that was kept; False if its start had been cut off, so that it may lack variables."""
         tools = self._tools
-        async with attached(tools.engine, kept, tools.context, tools.settings.start_timeout_s) as kernel:
+        async with attached(tools.engine, kept, tools.intake, tools.settings.start_timeout_s) as kernel:
             if self.session.state not in (State.READY, State.BUSY) and not await past_runs(
                 tools.engine.journal(kernel.id), kernel.channels.wire
             ):
@@ -362,7 +361,7 @@ class LiveSession:
         async with contextlib.AsyncExitStack() as stack:
             async with tools.starting:
                 kernel = await stack.enter_async_context(
-                    running(tools.engine, launch, tools.context, tools.settings.start_timeout_s)
+                    running(tools.engine, launch, tools.intake, tools.settings.start_timeout_s)
                 )
             tools.metrics.kernel_starts.labels("ok").inc()
             tools.metrics.kernel_start_seconds.observe(time.perf_counter() - began)
@@ -629,7 +628,7 @@ class LiveSession:
             if self.kernel is None:
                 raise KernelGone("Its kernel ended just now.")
             copying = duplicated(
-                tools.engine, self.kernel, launch_of(child, tools), fill, tools.context,
+                tools.engine, self.kernel, launch_of(child, tools), fill, tools.intake,
                 wait_s=wait_s, timeout_s=tools.settings.start_timeout_s,
             )  # fmt: skip
             kernel = await stack.enter_async_context(copying)

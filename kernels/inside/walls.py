@@ -128,10 +128,13 @@ def close(plan: Plan, trees: Mapping[str, int], *, hostname: str, limits: Mappin
     """Put up what is left, in the child; it can't be undone. Returns the names of the walls that stand.
 
     The trees are mounted where they are outside, and their descriptors closed. Limits: `open_files`, `processes`,
-    `file_bytes`, `data_bytes`, `oom_score`; each may be missing. Raises `WallError`: the process must end then.
+    `file_bytes`, `data_bytes`, `oom_score`, `nice`, `tmp_bytes`; each may be missing. Raises `WallError`: the process
+    must end then.
     """
     walls = list(plan.get("namespaces", ()))
     if "mount" in walls:
+        if limits.get("tmp_bytes"):
+            roots.bound_temporary(limits["tmp_bytes"])
         roots.finish(trees)
     for tree in trees.values():
         os.close(tree)
@@ -144,7 +147,7 @@ def close(plan: Plan, trees: Mapping[str, int], *, hostname: str, limits: Mappin
         system.unshare("cgroup", system.CLONE_NEWCGROUP)
     _limit(limits)
     walls.append("limits")
-    if not plan:
+    if not plan.keys() - {"uid", "cgroups"}:
         return walls
     system.drop_capabilities("capabilities")
     system.prctl("capabilities", system.PR_SET_DUMPABLE, 1)
@@ -269,6 +272,7 @@ class _Middle:
         self._trees: dict[str, int] = {}
 
     def fork(self) -> None:
+        init_pid: int | None = None
         try:
             self._join_cgroups()
             if self._namespaces:
@@ -280,6 +284,8 @@ class _Middle:
             self._theirs.recv(64)  # once it has ended: this one must not end before it
             self._become_session()
         except BaseException as error:
+            if init_pid is not None:  # which nobody would hear of, and so never end
+                os.kill(init_pid, signal.SIGKILL)
             self._fail(error)
 
     def _join_cgroups(self) -> None:
@@ -373,6 +379,8 @@ def _limit(limits: Mapping[str, Any]) -> None:
     }
     if limits.get("oom_score") is not None:
         _write("limits", "/proc/self/oom_score_adj", str(limits["oom_score"]))
+    if limits.get("nice"):
+        os.nice(limits["nice"])
     for kind, value in wanted.items():
         if value is None:
             continue

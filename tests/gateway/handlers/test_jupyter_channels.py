@@ -1,5 +1,6 @@
 """A kernel's websocket: both framings, several clients, who is answered, who comes back, who is too slow."""
 
+import ast
 import asyncio
 import sqlite3
 from contextlib import AsyncExitStack, closing
@@ -10,7 +11,7 @@ import pytest
 from tornado.httpclient import HTTPClientError
 
 from tests.api import Api
-from tests.front_ends import Got, front_end, text_of
+from tests.front_ends import FrontEnd, Got, front_end, text_of
 from tests.gateways import GatewayProcess, gateway_process
 
 COMM = "get_ipython().kernel.comm_manager.register_target('t', lambda comm, _: comm.on_msg(lambda m: comm.send(m['content']['data'], buffers=m['buffers'])))"  # noqa: E501
@@ -22,6 +23,24 @@ async def kernel_of(api: Api, session_id: str) -> str:
 
 def result(published: list[Got]) -> str:
     return next(str(one.content["data"]["text/plain"]) for one in published if one.type == "execute_result")
+
+
+def shown(client: FrontEnd) -> list[str]:
+    """What it has been shown, in order."""
+    return [got.content["data"]["text/plain"] for got in client.seen if got.type == "display_data"]
+
+
+def cells_seen(client: FrontEnd) -> list[str]:
+    """Those that have ended."""
+    return [
+        got.parent["msg_id"]
+        for got in client.seen
+        if got.state == "idle" and got.parent.get("msg_type") == "execute_request"
+    ]
+
+
+async def until_idle(client: FrontEnd, msg_id: str) -> None:
+    await client.has(lambda got: got.state == "idle" and got.parent.get("msg_id") == msg_id)
 
 
 @pytest.mark.parametrize("v1", [True, False])
@@ -178,7 +197,33 @@ async def test_completion_history_and_inspection_go_to_the_kernel(api: Api, sess
     assert replies["complete_request"]["matches"] == ["something_long"]
     assert replies["inspect_request"]["found"]
     assert replies["is_complete_request"]["status"] == "incomplete"
+    assert replies["history_request"]["history"] == [[0, 1, "something_long = 1"]]
     assert {reply["status"] for reply in replies.values()} == {"ok", "incomplete"}
+
+
+async def test_what_was_run_before_a_sleep_can_be_searched_after_it(api: Api, session_id: str) -> None:
+    search = {"hist_access_type": "search", "pattern": "x*", "unique": True, "raw": True, "output": True}
+    async with front_end(api.url, await kernel_of(api, session_id)) as client:
+        for code in ("x = 1", "y = 2", "x + 1", "x = 1"):
+            await client.run(code)
+        await api.post(f"/api/sessions/{session_id}/hibernate")
+        await client.run("'awake'")
+        reply, _ = await client.outcome(await client.send("history_request", search))
+
+    assert [[line, source] for _, line, (source, _) in reply.content["history"]] == [[3, "x + 1"], [4, "x = 1"]]
+
+
+async def test_what_cells_printed_is_where_ipython_keeps_it(api: Api, session_id: str) -> None:
+    await api.run(session_id, "for n in range(3): print(n)")
+    await api.run(session_id, "import sys\nprint('out'); print('err', file=sys.stderr); print('out'); 42")
+    kept = "[[(o.output_type, ''.join(o.bundle.get('stream', []))) for o in get_ipython().history_manager.outputs[n]]"
+
+    answer = await api.run(session_id, f"{kept} for n in (1, 2)]")
+
+    assert ast.literal_eval(answer["result"]) == [
+        [("out_stream", "0\n1\n2\n")],
+        [("out_stream", "out\n"), ("err_stream", "err\n"), ("out_stream", "out\n"), ("execute_result", "")],
+    ]
 
 
 async def test_a_subshell_runs_a_cell_while_another_runs(api: Api, session_id: str) -> None:
@@ -683,14 +728,45 @@ async def test_outputs_past_the_limit_of_a_cell_are_cut_and_that_is_told(tmp_pat
     assert run["truncated"]
 
 
-async def test_ten_thousand_messages_in_a_burst_all_come_in_order(api: Api, session_id: str) -> None:
+@pytest.mark.slow
+async def test_a_burst_reaches_quick_and_slow_clients_of_a_kernel_whole_and_in_order(api: Api, session_id: str) -> None:
+    kernel_id = await kernel_of(api, session_id)
     code = "from IPython.display import display\nfor n in range(10_000): display({'text/plain': str(n)}, raw=True)"
-    async with front_end(api.url, await kernel_of(api, session_id)) as client:
-        reply, published = await client.run(code)
+    async with AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(front_end(api.url, kernel_id, v1=v1)) for v1 in (True, False, True)]
+        *quick, slow = clients
+        msg_id = await quick[0].execute(code)
+        await asyncio.gather(*(until_idle(client, msg_id) for client in quick))
+        await slow.until(lambda got: got.type == "display_data")  # it has read nothing until the others were done
+        await until_idle(slow, msg_id)
 
-    shown = [one.content["data"]["text/plain"] for one in published if one.type == "display_data"]
-    assert reply.content["status"] == "ok"
-    assert shown == [str(n) for n in range(10_000)]
+    expected = [str(n) for n in range(10_000)]
+    assert [shown(client) for client in clients] == [expected] * 3
+
+
+@pytest.mark.slow
+async def test_fifty_front_ends_of_ten_kernels_each_see_all_cells_of_theirs_and_nothing_else(api: Api) -> None:
+    kernels = [await kernel_of(api, f"crowded-{n}") for n in range(10)]
+    async with AsyncExitStack() as stack:
+        crowd = [
+            (number, seat, await stack.enter_async_context(front_end(api.url, kernel_id, v1=seat % 2 == 0)))
+            for number, kernel_id in enumerate(kernels)
+            for seat in range(5)
+        ]
+        await asyncio.gather(*(
+            client.run(f"for n in range(10): print('{number} {seat}', n, flush=True)") for number, seat, client in crowd
+        ))  # fmt: skip
+        for _, _, client in crowd:
+            while len(cells_seen(client)) < 5:
+                await client.next()
+        assert [(await api.get(f"/jupyter/api/kernels/{one}"))["connections"] for one in kernels] == [5] * 10
+
+    for number, seat, client in crowd:
+        expected = ["".join(f"{number} {any_seat} {n}\n" for n in range(10)) for any_seat in range(5)]
+        assert sorted(text_of(client.about(msg_id)) for msg_id in cells_seen(client)) == expected
+        replies = [got.parent["session"] for got in client.seen if got.type == "execute_reply"]
+        assert replies == [client.session], f"{number} {seat}"
+        assert len({got.header["msg_id"] for got in client.seen}) == len(client.seen)
 
 
 async def test_a_cell_goes_on_without_its_front_end_and_is_on_record(api: Api, session_id: str) -> None:
