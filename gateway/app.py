@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import fcntl
+import itertools
 import logging
 import os
 import resource
@@ -75,10 +76,16 @@ class CannotStart(Exception):
 
 
 class Server(HTTPServer):
-    """Sends small packets at once: with Nagle's algorithm a keep-alive client waits 40 ms for each answer."""
+    """Sends small packets at once: with Nagle's algorithm a keep-alive client waits 40 ms for each answer.
+
+    Connections are numbered as they come: what is asked on them may be read in another order.
+    """
+
+    _numbers = itertools.count(1)
 
     def handle_stream(self, stream: IOStream, address: Any) -> None:
         stream.set_nodelay(True)
+        stream.number = next(self._numbers)  # type: ignore[attr-defined]
         super().handle_stream(stream, address)
 
 

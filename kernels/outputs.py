@@ -56,6 +56,17 @@ class Outputs:
             for output in self._kept
         ]
 
+    def as_published(self) -> list[tuple[str, dict[str, Any]]]:
+        """Type and content of messages that would put out the same; displays can still be updated."""
+        ids = {id(one.output): display_id for display_id, shown in self._displays.items() for one in shown}
+        told = []
+        for kept, output in zip(self._kept, self.as_nbformat(), strict=True):
+            content = {name: value for name, value in output.items() if name != "output_type"}
+            if display_id := ids.get(id(kept)):
+                content["transient"] = {"display_id": display_id}
+            told.append((output["output_type"], content))
+        return told
+
     def add(self, message: Message) -> Event | None:
         """Fold one IOPub message in; the event to pass on, None when it is of no interest or past the limit."""
         if message.cut:

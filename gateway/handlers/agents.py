@@ -110,7 +110,9 @@ class OneAgentHandler(AgentHandler):
 
     operations = {
         "GET": Operation("An agent", AgentView, needs=Need.AGENT_READ),
-        "PUT": Operation("Change an agent; `config` is replaced as a whole", AgentView, body=UpdateAgent, needs=Need.AGENT),
+        "PUT": Operation(
+            "Change an agent; `config` is replaced as a whole", AgentView, body=UpdateAgent, needs=Need.AGENT
+        ),
         "DELETE": Operation(
             "End an agent's window and delete it with its memories; `purge` removes them for good", AgentDeleted,
             query=DeleteQuery, needs=Need.AGENT,

@@ -64,6 +64,7 @@ class ChannelsHandler(OfKernelHandler, WebSocketHandler):
     _cut_off = False
     live: LiveSession
     front_end: FrontEnd
+    number: int
 
     async def get(self, kernel_id: str) -> None:
         if self.request.headers.get("Upgrade", "").lower() != "websocket":
@@ -85,6 +86,7 @@ class ChannelsHandler(OfKernelHandler, WebSocketHandler):
         assert self.ws_connection is not None
         assert self.ws_connection.stream is not None
         self._handed = _Handed(self.ws_connection.stream)
+        self.number = getattr(self.ws_connection.stream, "number", 0)
         session_id = self.get_query_argument("session_id", "")[:256] or None
         self.front_end = self.services.channels.attach(self.live, session_id, self.caller, self)
 

@@ -39,7 +39,7 @@ class KernelsHandler(JupyterHandler):
         self.send(KernelList(await self.services.jupyter.list_kernels(self.who)))
 
     async def post(self) -> None:
-        kernel = await self.services.jupyter.start_kernel(self.body(StartKernel), self.caller)
+        kernel = await self.services.jupyter.start_kernel(self.body(StartKernel), self.who)
         self.set_header("Location", f"/jupyter/api/kernels/{kernel.id}")
         self.send(kernel, 201)
 

@@ -53,7 +53,8 @@ class RecallHandler(MemoryHandler):
     """/api/agents/{agent_id}/recall"""
 
     operations = {
-        "GET": Operation("Find memories by what they say, the best first", Recalled, query=Recall, also=_NO_WINDOW, needs=Need.AGENT_READ),
+        "GET": Operation("Find memories by what they say, the best first", Recalled, query=Recall, also=_NO_WINDOW,
+                         needs=Need.AGENT_READ),
         "POST": Operation("Find memories by what they say, the best first", Recalled, body=Recall, query=Recall,
                           body_required=False, also=_NO_WINDOW, needs=Need.AGENT),
     }  # fmt: skip

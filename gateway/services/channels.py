@@ -41,9 +41,16 @@ class ChannelService:
         self._spawn = spawn
 
     def attach(self, live: LiveSession, session_id: str | None, caller: str, socket: Socket) -> FrontEnd:
-        """A front end on its socket. The session wakes for it; what it says before that waits."""
+        """A front end on its socket. The session wakes for it; what it says before that waits.
+
+        One that is new is told what the cell that runs has put out: a page that was loaded again is a new front end.
+        """
+        new = live.front_ends.known(session_id, caller) is None
         last_published = "" if live.kernel is None else live.kernel.channels.last_published
         front_end = live.front_ends.attach(session_id, caller, socket, last_published)
+        if new and (run := live.current) is not None:
+            for msg_type, content in run.so_far():
+                front_end.put("iopub", live.front_ends.made(msg_type, content, run.request_header))
         if live.kernel is None and live.closing is None:
             self._spawn(self._sessions.start(live))
         return front_end
@@ -56,6 +63,7 @@ class ChannelService:
     async def receive(self, live: LiveSession, front_end: FrontEnd, channel: Channel, message: Message) -> None:
         """One message of a front end. Whatever it asks is answered, with an error if it can't be done."""
         live.touch()
+        front_end.heed()
         try:
             await self._receive(live, front_end, channel, message)
         except (GatewayError, KernelsError) as error:
@@ -79,7 +87,7 @@ class ChannelService:
             case type_ if type_ == _OURS:
                 self._refuse(live, front_end, channel, message, "That is not for clients.", "Denied")
             case "kernel_info_request" if live.current is not None and live.kernel is not None:
-                self._tell_while_busy(live, live.kernel, front_end, channel, message)
+                self._tell_while_busy(live.kernel, front_end, channel, message)
             case _:
                 await self._pass_on(live, front_end, channel, message)
 
@@ -163,17 +171,10 @@ class ChannelService:
         if not done.cancelled() and isinstance(error := done.exception(), KernelGone):
             self._refuse(live, front_end, channel, message, str(error), "KernelDied")
 
-    def _tell_while_busy(
-        self, live: LiveSession, kernel: Kernel, front_end: FrontEnd, channel: Channel, message: Message
-    ) -> None:
-        """The shell answers when the cell has ended, the control channel at once.
-
-        It is idle after that, and says so: the client is told that the kernel is not.
-        """
-        if kernel.channels.awaits(message.id):
-            return
-        request = kernel.channels.forward("control", message, on_reply=partial(front_end.put, channel), wants_idle=True)
-        request.on_idle = partial(self._still_busy, live, front_end)
+    def _tell_while_busy(self, kernel: Kernel, front_end: FrontEnd, channel: Channel, message: Message) -> None:
+        """The shell answers when the cell has ended, the control channel at once."""
+        if not kernel.channels.awaits(message.id):
+            kernel.channels.forward("control", message, on_reply=partial(front_end.put, channel))
 
     async def _answer_input(self, live: LiveSession, front_end: FrontEnd, channel: Channel, message: Message) -> None:
         run = live.current

@@ -17,6 +17,7 @@ from kernels.messages import Content, Message, made
 
 log = logging.getLogger(__name__)
 
+_GLIMPSE_S = 10.0  # a socket that is younger, and on which nothing was said, may have nobody who listens
 _AHEAD_BYTES = 2**20  # that a socket is given before it has sent what it had
 _MOST_AWAY = 100  # clients of one session that are remembered
 _OUTPUTS = frozenset(["stream", "display_data", "update_display_data", "execute_result", "comm_msg"])
@@ -27,7 +28,9 @@ Noting = tuple[Callable[[], None], Callable[[], None]]  # that it has a message,
 
 
 class Socket(Protocol):
-    """A websocket that is open."""
+    """A websocket that is open; of two, the one with the larger number came later."""
+
+    number: int
 
     def deliver(self, envelope: Envelope, noting: Noting | None) -> "asyncio.Future[None]":
         """Done when it was handed to the network; raises when it can't be any more."""
@@ -38,6 +41,9 @@ class Socket(Protocol):
 
 class FrontEnd:
     """One client. `session_id` is what it goes by when it comes back; without one it does not.
+
+    Jupyter Server opens a connection twice when a page does, and leaves the first one open, with nobody who listens:
+    what a socket was sent before anything was said on it is sent to the next one too.
 
     `position` tells the next gateway what it has, if this one is killed. One that an earlier gateway had is `behind`
     until it was given what it has missed; all that comes meanwhile is held.
@@ -63,6 +69,10 @@ class FrontEnd:
         self._written_bytes = 0
         self._missed = 0
         self._kernel_session = ""
+        self._opened_at = 0.0
+        self._spoke = False  # on the socket that it has
+        self._unheeded: list[Envelope] = []  # what the socket was sent, while it is young and nothing was said on it
+        self._unheeded_bytes = 0
 
     @property
     def attached(self) -> bool:
@@ -71,9 +81,13 @@ class FrontEnd:
     def open(self, socket: Socket) -> None:
         """Send on this socket from now on, first what was kept."""
         if (former := self._socket) is not None:
+            if socket.number < former.number and self._is_young:
+                socket.close(_CODE_REPLACED, "The same client has come on a later connection.")
+                return
             self.leave(former)
             former.close(_CODE_REPLACED, "The same client has come back on another connection.")
         self._socket, self.left_at = socket, None
+        self._opened_at, self._spoke, self._unheeded_bytes = time.monotonic(), False, 0
         self.openings += 1
         if self.position is not None:
             self._has = self.position.noted
@@ -90,10 +104,18 @@ class FrontEnd:
         if self._socket is socket:
             self._socket, self.left_at = None, time.monotonic()
             unsent = [envelope for envelope, sent in self._written if not _is_sent(sent)]
+            if self._is_young and self._unheeded:
+                unsent = list(self._unheeded)
+            self._unheeded.clear()
             self._written.clear()
             self._written_bytes = 0
             self._waiting.extendleft(reversed(unsent))
             self._waiting_bytes = sum(envelope.size_bytes for envelope in self._waiting)
+
+    def heed(self) -> None:
+        """It has said something: it is there, and has what it was sent."""
+        self._spoke = True
+        self._unheeded.clear()
 
     def put(self, channel: str, message: Message) -> None:
         self.send(Envelope(channel, message))
@@ -148,7 +170,20 @@ class FrontEnd:
             self._written_bytes += envelope.size_bytes
             sent = socket.deliver(envelope, self._noting(envelope))
             self._written.append((envelope, sent))
+            if not self._spoke:
+                self._keep_unheeded(envelope)
             sent.add_done_callback(self._sent)
+
+    @property
+    def _is_young(self) -> bool:
+        return time.monotonic() - self._opened_at < _GLIMPSE_S
+
+    def _keep_unheeded(self, envelope: Envelope) -> None:
+        self._unheeded_bytes += envelope.size_bytes
+        if self._is_young and self._unheeded_bytes <= self._limit_bytes:
+            self._unheeded.append(envelope)
+        else:
+            self._unheeded.clear()
 
     def _noting(self, envelope: Envelope) -> Noting | None:
         """After a kill it is sent what is not noted."""

@@ -407,8 +407,8 @@ class LiveSession:
         self.front_ends.tell("dead")
 
     async def _serve(self, kernel: Kernel, started: asyncio.Future[Kernel], stop: asyncio.Future[str]) -> None:
-        kernel.channels.listen(self._hear)
         kernel.channels.listen(partial(self.front_ends.hear, kernel.channels.wire.session))
+        kernel.channels.listen(self._hear)
         self.kernel = kernel
         if self.session.state is State.ERROR:
             self.move(State.INIT)
@@ -539,6 +539,7 @@ class LiveSession:
             if self.session.state is State.READY:
                 self.move(State.IDLE, reason)
             await self.stop_kernel(reason)
+            self.front_ends.tell("idle")  # whatever it was asked last: it wakes for the next thing
 
     def _check_quiet(self) -> None:
         if self.busy:
@@ -696,9 +697,18 @@ class LiveSession:
     def _hear(self, message: Message) -> None:
         """Outputs are told as they come, also what a thread prints after its cell, and its answer, have ended."""
         if message.parent_id is None or message.type in _UNTOLD:
+            self._stay_busy(message)
             return
         if event := Outputs(self._tools.settings.output_limit_bytes).add(message):
             self.events.add(event.kind, {**event.data, "execution_id": message.parent_id}, event.size_bytes)
+
+    def _stay_busy(self, message: Message) -> None:
+        """What is asked beside the cell that runs ends with `idle`: front ends are told that the kernel is not."""
+        run = self.current
+        if run is None or not run.keeps_busy or message.type != "status":
+            return
+        if message.content.get("execution_state") == "idle" and message.parent_id != run.request_header["msg_id"]:
+            self.front_ends.tell("busy")
 
 
 def launch_of(session: Session, tools: Tools) -> Launch:

@@ -252,6 +252,37 @@ async def test_closing_a_notebook_deletes_its_session(api: Api) -> None:
     assert await api.get(f"{J}/sessions") == []
 
 
+async def test_a_kernelspec_stands_for_each_session_and_who_starts_it_comes_to_the_session(
+    api: Api, session_id: str
+) -> None:
+    created = await api.create(id=session_id, name="sales")
+    listed = (await api.get("/jupyter/api/kernelspecs"))["kernelspecs"]
+    name = f"session.{session_id}"
+    spec = await api.get(f"/jupyter/api/kernelspecs/{name}")
+    started = await api.post("/jupyter/api/kernels", {"name": name}, 201)
+    await api.post("/jupyter/api/kernels", {"name": "session.none"}, 404)
+
+    assert (spec["name"], spec["spec"]["display_name"]) == (name, f"Session sales ({session_id})")
+    assert (listed[name], listed["python3"]["resources"]) == (spec, spec["resources"])
+    assert started["id"] == created["jupyter"]["kernel_id"]
+    assert len(await api.get("/jupyter/api/kernels")) == 1
+
+
+async def test_who_starts_the_kernelspec_of_a_session_whose_kernel_was_ended_sees_the_kernel_again(
+    api: Api, session_id: str
+) -> None:
+    kernel_id = (await api.create(id=session_id))["jupyter"]["kernel_id"]
+    await api.run(session_id, "x = 41")
+    await api.call("DELETE", f"/jupyter/api/kernels/{kernel_id}")
+    assert await api.get("/jupyter/api/kernels") == []
+
+    assert f"session.{session_id}" in (await api.get("/jupyter/api/kernelspecs"))["kernelspecs"]
+    started = await api.post("/jupyter/api/kernels", {"name": f"session.{session_id}"}, 201)
+
+    assert (started["id"], [one["id"] for one in await api.get("/jupyter/api/kernels")]) == (kernel_id, [kernel_id])
+    assert (await api.run(session_id, "x + 1"))["result"] == "42"
+
+
 @pytest.mark.slow
 async def test_all_kernels_are_listed_however_many_sleep(tmp_path: Path) -> None:
     store, at = SqliteStore(tmp_path / "data" / "gateway.sqlite"), now()

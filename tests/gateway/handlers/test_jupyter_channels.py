@@ -446,6 +446,81 @@ async def test_a_client_that_comes_back_takes_the_place_of_its_old_connection(ap
     assert closed.value.args[0] == 4000
 
 
+async def test_a_new_client_is_told_what_the_cell_that_runs_has_put_out(api: Api, session_id: str) -> None:
+    kernel_id = await kernel_of(api, session_id)
+    code = "h = display('old', display_id=True)\nprint('before', flush=True)\ninput()\nh.update('new')\nprint('after')"
+    async with front_end(api.url, kernel_id) as first:
+        msg_id = await first.execute(code)
+        await first.until(lambda got: got.type == "input_request")
+        async with front_end(api.url, kernel_id) as late:
+            await late.until(lambda got: got.text == "before\n")
+            await first.send("input_reply", {"value": "x"}, "stdin")
+            await late.until(lambda got: got.state == "idle" and got.parent["msg_id"] == msg_id)
+
+    told = [one for one in late.about(msg_id) if one.type != "status"]
+    types = ["execute_input", "display_data", "stream", "update_display_data", "stream"]
+    assert ([one.type for one in told], told[0].content["code"]) == (types, code)
+    assert text_of(told) == "before\nafter\n"
+    assert told[1].content["transient"] == told[3].content["transient"]
+
+
+async def test_a_new_client_is_told_of_a_run_over_rest_likewise(api: Api, session_id: str) -> None:
+    kernel_id = await kernel_of(api, session_id)
+    code = "print('before', flush=True)\ninput()"
+    async with api.stream(session_id, code) as events:
+        async for event in events:
+            if event.kind == "input_request":
+                break
+        async with front_end(api.url, kernel_id) as late:
+            told = await late.until(lambda got: got.text == "before\n")
+            await api.post(f"/api/sessions/{session_id}/input", {"text": "x"})
+            ended = await late.until_state("idle")
+
+    assert told.parent["msg_id"] == ended.parent["msg_id"]
+
+
+async def test_what_came_before_a_client_has_spoken_comes_on_its_next_connection_too(api: Api, session_id: str) -> None:
+    kernel_id = await kernel_of(api, session_id)
+    async with front_end(api.url, kernel_id, session="twice") as unheeded:
+        await api.run(session_id, "print('once')")
+        await unheeded.until(lambda got: got.text == "once\n")
+        async with front_end(api.url, kernel_id, session="twice") as heeded:
+            await heeded.until(lambda got: got.text == "once\n")
+
+
+async def test_of_two_connections_the_one_that_was_made_later_stays_whichever_asks_first(
+    api: Api, session_id: str
+) -> None:
+    path = f"/jupyter/api/kernels/{await kernel_of(api, session_id)}/channels?session_id=twice"
+    reader, writer = await asyncio.open_connection(api.http.base_url.host, api.http.base_url.port)
+    async with front_end(api.url, path.split("/")[4], session="twice") as later:
+        writer.write(
+            f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n".encode()
+        )
+        answer = await reader.readuntil(b"\r\n\r\n")
+        closing = await reader.readexactly(4)
+        _, published = await later.run("1 + 1")
+        writer.close()
+
+    assert b" 101 " in answer.splitlines()[0]
+    assert (closing[0], int.from_bytes(closing[2:])) == (0x88, 4000)
+    assert result(published) == "2"
+
+
+async def test_a_kernel_that_is_asked_something_while_a_cell_runs_is_still_busy(api: Api, session_id: str) -> None:
+    kernel_id = await kernel_of(api, session_id)
+    async with front_end(api.url, kernel_id) as client, front_end(api.url, kernel_id) as other:
+        await client.execute("input()")
+        await client.until(lambda got: got.type == "input_request")
+        await other.outcome(await other.send("create_subshell_request", {}, "control"))
+
+        await client.until(lambda got: got.state == "idle")
+        assert (await client.until(lambda got: got.state is not None)).state == "busy"
+        await client.send("input_reply", {"value": "x"}, "stdin")
+        await client.until_state("idle")
+
+
 async def test_a_client_without_a_session_id_begins_anew(api: Api, session_id: str) -> None:
     kernel_id = await kernel_of(api, session_id)
     async with front_end(api.url, kernel_id, session=None) as before:
