@@ -1,4 +1,4 @@
-"""The command line: `gateway serve`, `gateway doctor`, `gateway key …`, `gateway access`, `gateway audit …`."""
+"""The command line: `gateway serve`, `gateway doctor`, `gateway key …`, `gateway window-keys …`, `gateway audit …` …"""
 
 import asyncio
 import json
@@ -13,12 +13,13 @@ import typer
 
 from gateway.app import CannotStart
 from gateway.app import serve as serve_gateway
-from gateway.commands import access, audit, keys
+from gateway.commands import access, audit, keys, window_keys
 from gateway.commands.settings import settings_of
 from gateway.config import Settings
 from gateway.doctor import examine
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app.add_typer(window_keys.app, name="window-keys")
 app.add_typer(keys.app, name="key")
 app.add_typer(audit.app, name="audit")
 app.command("access")(access.show)

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import fcntl
+import itertools
 import logging
 import os
 import resource
@@ -15,8 +16,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-import zmq
-import zmq.asyncio
 from tornado.httpserver import HTTPServer
 from tornado.iostream import IOStream
 from tornado.netutil import bind_sockets
@@ -25,6 +24,7 @@ from tornado.web import Application
 from gateway.background.reaper import Reaper
 from gateway.background.saver import Saver
 from gateway.background.supervisor import Supervisor
+from gateway.background.windows import WindowSweeper
 from gateway.config import MOST_FILES, Settings
 from gateway.errors import GatewayError, StoreAway
 from gateway.handlers.base import NoSuchRoute, Services
@@ -32,7 +32,10 @@ from gateway.handlers.openapi import document
 from gateway.handlers.routes import ROUTES
 from gateway.metrics import Metrics
 from gateway.services.access import Access
+from gateway.services.agents import AgentService
+from gateway.services.answers import AnswerService
 from gateway.services.audit import AuditService
+from gateway.services.beside import BesideService
 from gateway.services.channels import ChannelService
 from gateway.services.contents import ContentsService
 from gateway.services.executions import ExecutionService
@@ -43,23 +46,29 @@ from gateway.services.keys import KeyService
 from gateway.services.limits import Limits
 from gateway.services.live import Live
 from gateway.services.live_session import Tools
+from gateway.services.memories import MemoryService
 from gateway.services.notebooks import NotebookService
 from gateway.services.past_runs import PastRuns
+from gateway.services.recall import Recaller
 from gateway.services.recorder import Recorder
 from gateway.services.replays import ReplayService
 from gateway.services.series import SeriesService
 from gateway.services.sessions import SessionService
 from gateway.services.snapshots import SnapshotService
 from gateway.services.vault import Vault
+from gateway.services.window_keys import WindowKeys
+from gateway.services.windows import WindowService
 from gateway.stores.base import Store
 from gateway.stores.sqlite import SqliteStore
 from kernels.engine import Engine
 from kernels.engines.local import LocalEngine
 from kernels.errors import StartFailed, WallsMissing
+from kernels.intake import Intake
 
 log = logging.getLogger(__name__)
 
-_MOST_SOCKETS = 65_536
+_MESSAGE_BYTES = 32 * 2**20  # at most, of what a kernel says; more where a run may have more outputs
+_ENVELOPE_BYTES = 2 * 2**20
 _RECHECK_S = 1.0  # whether who is being answered may still be
 _PING_S = 30  # a websocket whose client has not answered by the next one is closed
 
@@ -69,10 +78,16 @@ class CannotStart(Exception):
 
 
 class Server(HTTPServer):
-    """Sends small packets at once: with Nagle's algorithm a keep-alive client waits 40 ms for each answer."""
+    """Sends small packets at once: with Nagle's algorithm a keep-alive client waits 40 ms for each answer.
+
+    Connections are numbered as they come: what is asked on them may be read in another order.
+    """
+
+    _numbers = itertools.count(1)
 
     def handle_stream(self, stream: IOStream, address: Any) -> None:
         stream.set_nodelay(True)
+        stream.number = next(self._numbers)  # type: ignore[attr-defined]
         super().handle_stream(stream, address)
 
 
@@ -267,66 +282,65 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
         sockets = _bind(settings)
         store, metrics = make_store(settings), Metrics()
         engine = make_engine(settings)
-        context = zmq.asyncio.Context()
-        context.set(zmq.MAX_SOCKETS, _MOST_SOCKETS)
-        try:
-            async with opened(store, settings), _ready(engine), tasks() as background:
-                orphans = await engine.end_orphans()
-                if orphans:
-                    log.warning("%d kernels of an earlier gateway were ended", orphans)
-                url = _url(settings, sockets)
-                recorder = Recorder(store, background.spawn, metrics, settings.holder_timeout_s)
-                past = PastRuns(settings, store, engine, recorder)
-                services = _services(settings, store, engine, metrics, context, background, url, past, recorder)
-                supervisor = Supervisor(
-                    settings, store, engine, services.live, services.executions, past, services.recorder
-                )
-                saver = Saver(settings, services.live, background.spawn)
-                reaper = Reaper(settings, store, services.live, services.sessions, background.spawn)
-                await supervisor.look_for_kept()
-                await supervisor.beat()
-                background.spawn(services.snapshots.clear_unborn())
-                background.spawn(services.sessions.make_ready())
-                server = Server(
-                    _application(services), xheaders=settings.behind_tls, max_buffer_size=64 * 2**20,
-                    max_header_size=2**18,
-                )  # fmt: skip
-                server.add_sockets(sockets)
-                background.spawn(every(settings.heartbeat_interval_s, supervisor.beat))
-                background.spawn(every(settings.reaper_interval_s, reaper.sweep))
-                background.spawn(every(_RECHECK_S, services.access.recheck))
-                if settings.autosave:
-                    background.spawn(every(settings.reaper_interval_s, saver.sweep))
-                background.spawn(every(30 * settings.reaper_interval_s, reaper.sweep_unheld))
-                gateway = Gateway(services, engine, server, url)
-                try:
-                    yield gateway
-                finally:
-                    await gateway.stop()
-        finally:
-            context.destroy(linger=0)
+        intake = Intake(max(_MESSAGE_BYTES, settings.output_limit_bytes + _ENVELOPE_BYTES))
+        async with opened(store, settings), _ready(engine), tasks() as background:
+            orphans = await engine.end_orphans()
+            if orphans:
+                log.warning("%d kernels of an earlier gateway were ended", orphans)
+            url = _url(settings, sockets)
+            recorder = Recorder(store, background.spawn, metrics, settings.holder_timeout_s)
+            past = PastRuns(settings, store, engine, recorder)
+            services = _services(settings, store, engine, metrics, intake, background, url, past, recorder)
+            supervisor = Supervisor(
+                settings, store, engine, services.live, services.executions, past, services.recorder
+            )
+            saver = Saver(settings, services.live, background.spawn)
+            reaper = Reaper(settings, store, services.live, services.sessions, background.spawn)
+            sweeper = WindowSweeper(services.live, services.sessions, services.windows, background.spawn)
+            await supervisor.look_for_kept()
+            await supervisor.beat()
+            background.spawn(services.snapshots.clear_unborn())
+            background.spawn(services.sessions.make_ready())
+            server = Server(
+                _application(services), xheaders=settings.behind_tls, max_buffer_size=64 * 2**20, max_header_size=2**18
+            )
+            server.add_sockets(sockets)
+            background.spawn(every(settings.heartbeat_interval_s, supervisor.beat))
+            background.spawn(every(settings.reaper_interval_s, reaper.sweep))
+            background.spawn(every(settings.reaper_interval_s, sweeper.sweep))
+            background.spawn(every(_RECHECK_S, services.access.recheck))
+            if settings.autosave:
+                background.spawn(every(settings.reaper_interval_s, saver.sweep))
+            background.spawn(every(30 * settings.reaper_interval_s, reaper.sweep_unheld))
+            gateway = Gateway(services, engine, server, url)
+            try:
+                yield gateway
+            finally:
+                await gateway.stop()
 
 
 def _services(
-    settings: Settings, store: Store, engine: LocalEngine, metrics: Metrics, context: zmq.asyncio.Context,
+    settings: Settings, store: Store, engine: LocalEngine, metrics: Metrics, intake: Intake,
     background: Tasks, url: str, past: PastRuns, recorder: Recorder,
 ) -> Services:  # fmt: skip
     vault = Vault(settings, store, engine)
     live = Live(
         Tools(
-            settings=settings, store=store, engine=engine, context=context, recorder=recorder, spawn=background.spawn,
+            settings=settings, store=store, engine=engine, intake=intake, recorder=recorder, spawn=background.spawn,
             metrics=metrics, starting=asyncio.Semaphore(settings.start_concurrency), base_url=lambda: url,
             vault=vault,
         )
     )  # fmt: skip
     sessions = SessionService(settings, store, engine, live, recorder, background.spawn)
     limits = Limits(settings)
+    beside = BesideService(settings, engine, recorder, background.spawn)
     executions = ExecutionService(
-        settings, store, live, sessions, recorder, background.spawn, metrics, engine, past, limits
+        settings, store, live, sessions, recorder, background.spawn, metrics, engine, past, beside, limits
     )  # fmt: skip
     snapshots = SnapshotService(settings, store, engine, live, sessions, vault, recorder, background.spawn)
-    series = SeriesService(settings, executions, background.spawn)
-    channels = ChannelService(sessions, executions, recorder, background.spawn)
+    series = SeriesService(settings, executions, recorder, background.spawn)
+    channels = ChannelService(sessions, executions, beside, recorder, background.spawn)
+    agents, recaller = AgentService(store), Recaller(store)
     keys = KeyService(store, background.spawn)
     access = Access(settings, store, live, keys)
     return Services(
@@ -346,11 +360,28 @@ def _services(
         replays=ReplayService(store, sessions, snapshots, series),
         introspection=IntrospectionService(settings, sessions),
         snapshots=snapshots,
+        agents=agents,
+        windows=WindowService(settings, store, agents, _window_keys(settings)),
+        memories=MemoryService(store),
+        recaller=recaller,
+        answers=AnswerService(settings, recaller),
         idempotency=IdempotencyService(settings, recorder),
         recorder=recorder,
         audit=AuditService(store),
         metrics=metrics,
     )
+
+
+def _window_keys(settings: Settings) -> WindowKeys:
+    """The keys that sign tokens, made if there are none. Raises `CannotStart`."""
+    keys = WindowKeys(settings.window_key_file)
+    try:
+        keys.prepare()
+    except GatewayError as error:
+        raise CannotStart(f"--window-keys: {error.sentence}") from None
+    except OSError as error:
+        raise CannotStart(f"--window-keys: {settings.window_key_file} can't be used: {error.strerror}") from None
+    return keys
 
 
 def _application(services: Services) -> Application:

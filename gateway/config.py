@@ -10,7 +10,7 @@ import secrets
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import BaseModel, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 MEBI = 2**20
@@ -107,6 +107,26 @@ class Settings(BaseSettings):
         default="", description="where snapshots' bytes are: s3://BUCKET/PREFIX …; empty is the data folder"
     )
 
+    window_hours: Annotated[float, Field(gt=0)] = Field(
+        default=6, description="how long an agent is active that does not say how long"
+    )
+    window_longest_hours: Annotated[float, Field(gt=0, le=87_600)] = Field(
+        default=168, description="of one window in all, with what it was extended by"
+    )
+    window_keys: Path | None = Field(
+        default=None,
+        description="file with the keys that sign windows' tokens, by default window-keys.json in the data folder; "
+        "gateways that share a store must share it",
+    )
+    answer_url: str = Field(
+        default="",
+        description="OpenAI-compatible endpoint that words answers from memories, such as http://127.0.0.1:11434/v1; "
+        "empty: answers are sentences of the memories",
+    )
+    answer_model: str = ""
+    answer_key: SecretStr = SecretStr("")
+    answer_timeout_s: Annotated[float, Field(gt=0)] = 30
+
     output_limit_bytes: Annotated[int, Field(ge=1000)] = 10 * MEBI
     body_limit_bytes: Annotated[int, Field(ge=1000)] = 32 * MEBI
     upload_limit_bytes: Annotated[int, Field(ge=1000)] = 64 * 1024 * MEBI
@@ -160,10 +180,25 @@ class Settings(BaseSettings):
         default=1024, description="processes and threads of a session that does not say how many it needs"
     )
 
-    @field_validator("data_dir")
+    @field_validator("data_dir", "window_keys")
     @classmethod
-    def _absolute(cls, path: Path) -> Path:
-        return path.expanduser().absolute()
+    def _absolute(cls, path: Path | None) -> Path | None:
+        return path and path.expanduser().absolute()
+
+    @field_validator("answer_url")
+    @classmethod
+    def _is_of_http(cls, url: str) -> str:
+        if url and not url.startswith(("http://", "https://")):
+            raise ValueError("must start with http:// or https://")
+        return url
+
+    @model_validator(mode="after")
+    def _windows_fit(self) -> "Settings":
+        if self.window_hours > self.window_longest_hours:
+            raise ValueError("window_longest_hours must be no less than window_hours")
+        if self.answer_url and not self.answer_model:
+            raise ValueError("answer_url needs an answer_model")
+        return self
 
     @model_validator(mode="after")
     def _misses_a_heartbeat(self) -> "Settings":
@@ -188,6 +223,10 @@ class Settings(BaseSettings):
     @property
     def store_uri(self) -> str:
         return self.store or f"sqlite:///{self.data_dir / 'gateway.sqlite'}"
+
+    @property
+    def window_key_file(self) -> Path:
+        return self.window_keys or self.data_dir / "window-keys.json"
 
     @property
     def loopback(self) -> bool:

@@ -151,6 +151,27 @@ class SnapshotNotFound(NotFound):
         super().__init__(f"No snapshot {snapshot_id!r}.", snapshot_id=snapshot_id)
 
 
+class AgentNotFound(NotFound):
+    code = "agent_not_found"
+
+    def __init__(self, agent_id: str) -> None:
+        super().__init__(f"No agent {agent_id!r}.", agent_id=agent_id)
+
+
+class AgentExists(Conflict):
+    code = "agent_exists"
+
+    def __init__(self, agent_id: str) -> None:
+        super().__init__(f"An agent {agent_id!r} exists already.", agent_id=agent_id)
+
+
+class MemoryNotFound(NotFound):
+    code = "memory_not_found"
+
+    def __init__(self, memory_id: str) -> None:
+        super().__init__(f"No memory {memory_id!r}.", memory_id=memory_id)
+
+
 class KeyNotFound(NotFound):
     code = "key_not_found"
 

@@ -2,31 +2,28 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Literal
 
-import zmq
-
 from kernels.errors import KernelGone
+from kernels.intake import Intake
 from kernels.messages import BadMessage, Content, Message, Wire
-from kernels.sockets import Socket
+from kernels.sockets import Socket, address_of
+from kernels.zmtp import Cut, Kind
 
 log = logging.getLogger(__name__)
 
 Channel = Literal["shell", "control", "stdin"]
 Listener = Callable[[Message], None]
 
-_RECONNECT_MS = {"ipc": (2, 8), "tcp": (5, 1000)}  # at first, at most: a starting kernel binds any moment now
-_RECEIVED_AHEAD = 1000  # messages, as in any Jupyter client: more wait in our own kernel, and others drop them
-
 
 class Request:
     """A request under way; `done` once its reply and, if that is waited for, its `idle` are in."""
 
     __slots__ = (
-        "_held", "_replied", "_wants_idle", "done", "idle_seen", "msg_id", "on_idle", "on_input", "on_iopub",
+        "_held", "_replied", "_wants_idle", "done", "heard", "idle_seen", "msg_id", "on_idle", "on_input", "on_iopub",
         "on_reply", "reply",
     )  # fmt: skip
 
@@ -39,6 +36,7 @@ class Request:
         self._held: list[Message] | None = None
         self._replied: asyncio.Future[Message] | None = None
         self.reply: Message | None = None
+        self.heard = False  # whether the kernel has published anything about it
         self.idle_seen = False
         self._wants_idle = wants_idle
         self.done: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
@@ -82,6 +80,7 @@ class Request:
 
     def hear(self, message: Message) -> None:
         """What the kernel publishes about it."""
+        self.heard = True
         if message.type == "status":
             if message.content.get("execution_state") == "idle":
                 self.got_idle()
@@ -120,37 +119,31 @@ def _retrieve(future: asyncio.Future[Message]) -> None:
 class Channels:
     """The sockets of one kernel. Made by `connected`."""
 
-    def __init__(self, context: "zmq.Context[Any]", connection: Mapping[str, Any]) -> None:
+    def __init__(self, intake: Intake, connection: Mapping[str, Any]) -> None:
         self.wire = Wire.of(connection)
+        self.last_published = ""  # the id of what was heard last on IOPub
         self.lost: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()  # by what nobody foresaw
-        self._context = context
+        self._intake = intake
         self._connection = connection
         self._requests: dict[str, Request] = {}
         self._listeners: list[Listener] = []
         self._broken: Exception | None = None
+        self._complained = False
         self._sockets: dict[str, Socket] = {}
-        self._connect("iopub", zmq.SUB, self._route_iopub)
-        self._connect("shell", zmq.DEALER, self._route_reply)
-        self._connect("stdin", zmq.DEALER, self._route_input)
+        self._connect("iopub", "SUB", self._route_iopub)
+        self._connect("shell", "DEALER", self._route_reply)
+        self._connect("stdin", "DEALER", self._route_input)
 
-    def _connect(self, name: str, kind: int, route: Listener) -> Socket:
-        socket = self._context.socket(kind, socket_class=zmq.Socket)
-        socket.linger = 0
-        socket.reconnect_ivl, socket.reconnect_ivl_max = _RECONNECT_MS[self._connection["transport"]]
-        socket.set_hwm(0)
-        if kind == zmq.SUB:
-            socket.rcvhwm = _RECEIVED_AHEAD
-            socket.subscribe(b"")
-        else:
-            socket.identity = self.wire.identity  # shell and stdin must share it, or input requests go astray
-        transport, ip, port = (self._connection[key] for key in ("transport", "ip", f"{name}_port"))
-        socket.connect(f"{transport}://{ip}{':' if transport == 'tcp' else '-'}{port}")
-        self._sockets[name] = made = Socket(socket, partial(self._take, route), self._lose)
+    def _connect(self, name: str, kind: Kind, route: Listener) -> Socket:
+        # shell and stdin must share their identity, or input requests go astray
+        identity = self.wire.identity if kind == "DEALER" else b""
+        address, take = address_of(self._connection, name), partial(self._take, route)
+        made = self._sockets[name] = Socket(address, kind, self._intake, take, self._lose, identity=identity)
         return made
 
     def _socket(self, channel: Channel) -> Socket:
         """That of the control channel is made when somebody first has something to say there: most never do."""
-        return self._sockets.get(channel) or self._connect(channel, zmq.DEALER, self._route_reply)
+        return self._sockets.get(channel) or self._connect(channel, "DEALER", self._route_reply)
 
     def _lose(self, error: Exception) -> None:
         if not self.lost.done():
@@ -257,13 +250,16 @@ class Channels:
         for socket in self._sockets.values():
             socket.close()
 
-    def _take(self, route: Listener, frames: Sequence[bytes]) -> None:
-        try:
-            route(self.wire.read(frames))
-        except BadMessage as error:
-            log.warning("A message that can't be read was left aside: %s", error)
-        except Exception:
-            log.exception("A message could not be handled")
+    def _take(self, route: Listener, messages: list[list[bytes]]) -> None:
+        for frames in messages:
+            try:
+                route(self.wire.read_cut(frames) if isinstance(frames, Cut) else self.wire.read(frames))
+            except BadMessage as error:
+                if not self._complained:  # a kernel may say nothing else
+                    log.warning("Messages that can't be read are left aside: %s", error)
+                self._complained = True
+            except Exception:
+                log.exception("A message could not be handled")
 
     def _route_reply(self, message: Message) -> None:
         if request := self._requests.get(message.parent_id or ""):
@@ -275,17 +271,19 @@ class Channels:
             request.on_input(message)
 
     def _route_iopub(self, message: Message) -> None:
-        for listener in tuple(self._listeners):
-            listener(message)
+        self.last_published = message.id
+        if not message.cut:
+            for listener in tuple(self._listeners):
+                listener(message)
         request = self._requests.get(message.parent_id or "")
         if request is not None:
             request.hear_live(message)
 
 
 @asynccontextmanager
-async def connected(context: "zmq.Context[Any]", connection: Mapping[str, Any]) -> AsyncIterator[Channels]:
+async def connected(intake: Intake, connection: Mapping[str, Any]) -> AsyncIterator[Channels]:
     """The channels of a kernel, read from until the block is left."""
-    channels = Channels(context, connection)
+    channels = Channels(intake, connection)
     try:
         yield channels
     finally:

@@ -21,27 +21,27 @@ from typing import Any
 from uuid import uuid4
 
 import psutil
-import zmq
 
 from kernels import cgroups, confined, processes
 from kernels.engine import Exit, Walls
 from kernels.errors import StartFailed
 from kernels.inherited import Inherited, Kin, remove
+from kernels.intake import Intake
 from kernels.journal import JournalWriter
 from kernels.logs import Log
 from kernels.offers import STRANGERS, Offer
 from kernels.processes import MARK
+from kernels.sockets import Socket, address_of
+from kernels.zmtp import Cut
 from kernels.zygote import Behind, Forked, Zygote
 
 log = logging.getLogger(__name__)
 
 _CHANNELS = ("shell", "iopub", "stdin", "control", "hb")
 _LAST_WORDS_S = 0.05  # how long after its death a kernel's messages are still read
-_BATCH_S = 0.005
+_BATCH_S = 0.002
 _LOOK_S = 0.25
 _NOTE_TURNS = 8
-_BREATH_BYTES = 2**20
-_BREATH = 256  # messages that are journaled before others get their turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,8 +184,9 @@ class Child:
             yield output.fileno()
 
     def _note_walls(self, standing: list[str]) -> None:
-        groups = ["cgroup"] if self._group is not None else []
-        self.walls = Walls((*standing, *groups), self.order.confine.get("missing", {}))
+        standing = [*standing, *(["cgroup"] if self._group is not None else [])]
+        missing = {wall: why for wall, why in self.order.confine.get("missing", {}).items() if wall not in standing}
+        self.walls = Walls(tuple(standing), missing)
 
     def _identity(self) -> dict[str, Any]:
         return {
@@ -416,61 +417,33 @@ def connection_at(folder: Path, kernel_name: str) -> dict[str, Any]:
 
 
 class Journaling:
-    """Writes down all that a kernel publishes, from before its start until `close`."""
+    """Writes down all that a kernel publishes, from before its start until `close`.
 
-    def __init__(
-        self, context: "zmq.Context[zmq.Socket[bytes]]", child: Child, writer: JournalWriter, heard: Callable[[], None]
-    ) -> None:
+    Nothing is dropped for us: what is not read yet waits in the kernel, if it is ours. Of a message that is larger than
+    the journal holds, only that it was there is written down.
+    """
+
+    def __init__(self, intake: Intake, child: Child, writer: JournalWriter, heard: Callable[[], None]) -> None:
         self._child = child
         self._writer = writer
         self._tell_heard = heard
-        self._socket = context.socket(zmq.SUB)
-        self._socket.linger = 0
-        self._socket.rcvhwm = 0  # read at once, and into memory if need be: nothing is dropped for us
-        self._socket.reconnect_ivl, self._socket.reconnect_ivl_max = 2, 8  # ms
-        self._socket.subscribe(b"")
-        connection = child.connection
-        self._socket.connect(f"ipc://{connection['ip']}-{connection['iopub_port']}")
-        self._fd = self._socket.fileno()
-        self._loop = asyncio.get_running_loop()
-        self._read()
+        self._socket = Socket(
+            address_of(child.connection, "iopub"), "SUB", intake, self._take, self._broke, most_bytes=writer.most_bytes
+        )
 
-    def _read_soon(self) -> None:
-        """What comes one by one is read in batches: a fraction of the work, and nobody waits for it."""
-        self._loop.remove_reader(self._fd)
-        self._loop.call_later(_BATCH_S if self._child.heard.is_set() else 0, self._read)
-
-    def _read(self) -> None:
-        """Until there is nothing: only then does the socket tell again that there is something."""
-        if self._socket.closed:
-            return
-        if self._read_some():
-            self._loop.call_soon(self._read)
-        else:
-            self._loop.add_reader(self._fd, self._read_soon)
-
-    def _read_some(self) -> bool:
-        """Whether there may be more."""
-        messages: list[list[bytes]] = []
-        size_bytes = 0
-        with contextlib.suppress(zmq.Again):
-            while len(messages) < _BREATH and size_bytes < _BREATH_BYTES:
-                messages.append(self._socket.recv_multipart(zmq.NOBLOCK))
-                size_bytes += len(messages[-1][-1])
-        if not messages:
-            return False
-        self._writer.add(messages)
+    def _take(self, messages: list[list[bytes]]) -> None:
+        self._writer.add(() if isinstance(frames, Cut) else frames for frames in messages)
         if not self._child.heard.is_set():
             self._child.heard.set()
             self._tell_heard()
-        return True
+            self._socket.batch_s = _BATCH_S
+
+    def _broke(self, error: Exception) -> None:
+        log.error("What kernel %s publishes is not written down any more", self._child.id, exc_info=error)
 
     def close(self) -> None:
-        if not self._socket.closed:
-            while self._read_some():  # its last words
-                pass
-            self._loop.remove_reader(self._fd)
-            self._socket.close()
+        self._socket.drain()  # its last words
+        self._socket.close()
         self._writer.close()
 
 
@@ -512,7 +485,14 @@ class MemoryWatch:
             self._seen[child.id] = used
         else:
             self._seen.pop(child.id, None)
+        if memory_bytes <= limit_bytes:
+            memory_bytes += processes.unmapped_bytes(child.pid, child.init_pid)
         if memory_bytes > limit_bytes:
-            memory_bytes = await asyncio.to_thread(processes.shared_memory_bytes, child.pid, child.init_pid)
+            memory_bytes = await asyncio.to_thread(_exact_bytes, child)
         if memory_bytes > limit_bytes:
             await child.kill_for_memory(memory_bytes)
+
+
+def _exact_bytes(child: Child) -> int:
+    shared = processes.shared_memory_bytes(child.pid, child.init_pid)
+    return shared + processes.unmapped_bytes(child.pid, child.init_pid)

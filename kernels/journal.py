@@ -7,7 +7,7 @@ half of the bound is there. What was lost shows in the numbers.
 import logging
 import os
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -19,6 +19,7 @@ DEFAULT_BYTES = 64 * 2**20
 _HEAD = struct.Struct("<4sQQI")  # mark, number, bytes that follow, count of frames
 _MARK = b"\xf0jnl"
 _LENGTH = struct.Struct("<I")
+_LARGE_BYTES = 2**18
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,11 @@ class JournalWriter:
         self._size_bytes = 0
         self._failing = False
 
+    @property
+    def most_bytes(self) -> int:
+        """Of one message; no larger one is kept."""
+        return self._segment_bytes - 2**16
+
     def add(self, messages: Iterable[Sequence[bytes]]) -> None:
         pieces: list[bytes] = []
         waiting_bytes, first = 0, self.number + 1
@@ -70,9 +76,10 @@ class JournalWriter:
             if self._fd is None:
                 self._open_segment(first)
             assert self._fd is not None
-            rest = memoryview(b"".join(pieces))
-            while rest:
-                rest = rest[os.write(self._fd, rest) :]
+            for whole in _joined(pieces):
+                rest = memoryview(whole)
+                while rest:
+                    rest = rest[os.write(self._fd, rest) :]
             self._size_bytes = os.lseek(self._fd, 0, os.SEEK_CUR)
             self._failing = False
         except OSError as error:
@@ -169,6 +176,19 @@ class JournalReader:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def _joined(pieces: list[bytes]) -> Iterator[bytes]:
+    """The same bytes in few pieces; what is large is not copied."""
+    small: list[bytes] = []
+    for piece in pieces:
+        if len(piece) < _LARGE_BYTES:
+            small.append(piece)
+        else:
+            yield b"".join(small)
+            yield piece
+            small = []
+    yield b"".join(small)
 
 
 def _segments(folder: Path) -> list[Path]:

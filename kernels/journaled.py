@@ -4,7 +4,7 @@ IOPub alone is enough for that: also when nobody was there to hear the reply.
 """
 
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -15,13 +15,25 @@ from kernels.outputs import Event, Outputs, error_of
 
 @dataclass(slots=True)
 class PastRun:
-    """A cell that a kernel has begun."""
+    """A cell that a kernel has begun. `request` is the header of what asked for it."""
 
     run_id: str
     code: str
     execution_count: int | None
     started_at: float | None  # unix time, seconds
     ended: bool = False
+    request: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def asked_by(self) -> str:
+        """The `session` of who asked for it."""
+        session = self.request.get("session")
+        return session if isinstance(session, str) else ""
+
+    @property
+    def beside(self) -> bool:
+        """Whether it runs in a subshell."""
+        return self.request.get("subshell_id") is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +50,13 @@ class Verdict:
 
     def __init__(self) -> None:
         self.execution_count: int | None = None
+        self.request: dict[str, Any] = {}  # the header of what asked for it
         self.began = False
         self._error: dict[str, Any] | None = None
 
     def take(self, message: Message) -> None:
         if message.type == "execute_input":
-            self.began = True
+            self.began, self.request = True, message.parent
             self.execution_count = count_of(message)
         elif message.type == "error":
             self._error = error_of(message.content)
@@ -90,7 +103,7 @@ async def past_runs(entries: AsyncIterator[Entry], wire: Wire) -> list[PastRun]:
     """The runs that a kernel has begun, as far back as its journal goes, in order."""
     found: dict[str, PastRun] = {}
     async for entry in entries:
-        header = _part(entry, 0)
+        header = part(entry, 0)
         if b'"execute_input"' not in header and b'"status"' not in header:
             continue
         message = read(wire, entry)
@@ -99,7 +112,11 @@ async def past_runs(entries: AsyncIterator[Entry], wire: Wire) -> list[PastRun]:
         if message.type == "execute_input":
             code = message.content.get("code")
             found[message.parent_id] = PastRun(
-                message.parent_id, code if isinstance(code, str) else "", count_of(message), _sent_at(message)
+                message.parent_id,
+                code if isinstance(code, str) else "",
+                count_of(message),
+                _sent_at(message),
+                request=message.parent,
             )
         elif is_idle(message) and message.parent_id in found:
             found[message.parent_id].ended = True
@@ -134,10 +151,10 @@ async def retold(
 
 def may_follow(entry: Entry, msg_id: str) -> bool:
     """Whether it may be an answer to this request; cheap, for what is looked at by the hundred thousand."""
-    return msg_id.encode() in _part(entry, 1)
+    return msg_id.encode() in part(entry, 1)
 
 
-def _part(entry: Entry, number: int) -> bytes:
+def part(entry: Entry, number: int) -> bytes:
     """Header (0) or parent header (1), as it came."""
     try:
         return entry.frames[entry.frames.index(DELIMITER) + 2 + number]

@@ -18,15 +18,12 @@ import socket
 import struct
 import sys
 import tempfile
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
-
-import zmq
 
 from kernels import cgroups
 from kernels.children import Child, Journaling, MemoryWatch, Order, connection_at
@@ -34,6 +31,7 @@ from kernels.disk_watch import DiskWatch
 from kernels.engine import Exit
 from kernels.errors import KernelGone, KernelsError, Refused, StartFailed
 from kernels.inherited import Inherited, Kin, remove
+from kernels.intake import Intake
 from kernels.journal import JournalWriter
 from kernels.logs import Log
 from kernels.offers import Offer
@@ -50,37 +48,39 @@ KINDS: dict[str, type[KernelsError]] = {"start_failed": StartFailed, "refused": 
 _UNREAD_BYTES = 4 * 2**20  # answers that a gateway may leave unread
 _GRACE_S = 2.0  # without kernels and gateways
 _FIRST_GRACE_S = 15.0  # until the first gateway comes
-_MOST_SOCKETS = 65_536
 _INITS = "inits"  # the group of first processes that stay for copies
 _NAME = re.compile(r"[0-9A-Za-z_-]{1,64}")
+_IMPORTS = re.compile(r"^\s*from (kernels[\w.]*) import (\([^)]*\)|[^\n(]+)$", re.MULTILINE)
 _CREDENTIALS = struct.Struct("3i")
 
 
 def version() -> str:
     """Differs when keepers do: of the protocol, and of the code that they run."""
     digest = hashlib.blake2s(str(PROTOCOL).encode(), digest_size=8)
-    here = Path(__file__).parent
-    for name in (
-        "cgroups",
-        "children",
-        "confined",
-        "copied",
-        "disk_watch",
-        "inherited",
-        "journal",
-        "keeper",
-        "logs",
-        "nests",
-        "offers",
-        "orphans",
-        "pool",
-        "processes",
-        "zygote",
-    ):
-        digest.update((here / f"{name}.py").read_bytes())
-    for path in sorted((here / "inside").glob("*.py")):  # a zygote holds on to what it has read of them
+    for path in sorted(_run_by_keepers()):
         digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def _run_by_keepers() -> set[Path]:
+    """This file, and those of the package that it imports, and these, and so on; and all that kernels are made of."""
+    package = Path(__file__).parent
+    found = set((package / "inside").glob("*.py"))  # a zygote holds on to what it has read of them
+    pending = [Path(__file__)]
+    while pending:
+        path = pending.pop()
+        if path in found or not path.exists():
+            continue
+        found.add(path)
+        for names in _IMPORTS.findall(path.read_text()):
+            pending += [package.joinpath(*name.split(".")[1:]).with_suffix(".py") for name in _modules(*names)]
+    return found
+
+
+def _modules(of: str, names: str) -> list[str]:
+    """Each may be a module, or something in the one that it is imported from."""
+    listed = [name.split()[0] for name in names.strip("()\n ").replace("\n", " ").split(",") if name.strip()]
+    return [of, *(f"{of}.{name}" for name in listed)]
 
 
 class Folders:
@@ -169,7 +169,7 @@ class Keeper:
         self._over = asyncio.Event()
         self._lock: int | None = None
         self._runtime: Path
-        self._context: zmq.Context[zmq.Socket[bytes]]
+        self._intake = Intake()
         self._tasks: asyncio.TaskGroup
         self._pools: Pools
 
@@ -184,11 +184,10 @@ class Keeper:
         self._runtime = Path(tempfile.mkdtemp(prefix="sg-", dir=_short_temp()))
         announcement = self._folders.keepers / f"{self.id}.json"
         try:
-            with _context() as self._context:
-                async with asyncio.TaskGroup() as self._tasks:
-                    self._kin = Kin(_swept_groups())
-                    self._pools = Pools(self._runtime / "nobody", self._tasks, self._kin)
-                    await self._serve(announcement, ready)
+            async with asyncio.TaskGroup() as self._tasks:
+                self._kin = Kin(_swept_groups())
+                self._pools = Pools(self._runtime / "nobody", self._tasks, self._kin)
+                await self._serve(announcement, ready)
         finally:
             announcement.unlink(missing_ok=True)
             shutil.rmtree(self._runtime, ignore_errors=True)
@@ -475,7 +474,7 @@ class Keeper:
                 await launch()
             finally:
                 self._launching -= 1
-            self._journalings[kernel_id] = Journaling(self._context, child, writer, lambda: self._heard(child))
+            self._journalings[kernel_id] = Journaling(self._intake, child, writer, lambda: self._heard(child))
         except BaseException:
             self._drop(child)
             self._folders.forget(kernel_id)
@@ -626,16 +625,6 @@ def _locked(path: Path) -> int | None:
         os.close(fd)
         return None
     return fd
-
-
-@contextmanager
-def _context() -> "Iterator[zmq.Context[zmq.Socket[bytes]]]":
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    context.set(zmq.MAX_SOCKETS, _MOST_SOCKETS)
-    try:
-        yield context
-    finally:
-        context.destroy(linger=0)
 
 
 def _short_temp() -> str:

@@ -13,13 +13,12 @@ from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanage
 from typing import Any, Literal
 from uuid import uuid4
 
-import zmq
-
 from kernels import duplicates
-from kernels.channels import Channels, Listener, Request, connected
+from kernels.channels import Channel, Channels, Listener, Request, connected
 from kernels.engine import Engine, Exit, Kept, KernelProcess, Kernelspec, Launch
 from kernels.errors import KernelGone, KernelsError, NeverArrived, NotOffered, StartFailed
 from kernels.fstrings import for_python_before_312
+from kernels.intake import Intake
 from kernels.journal import Entry
 from kernels.journaled import RunOf, Verdict, count_of, may_follow
 from kernels.messages import Message, received
@@ -41,6 +40,13 @@ _LONGEST_PROMPT = 10_000  # characters
 
 class _NeverBegan(KernelsError):
     """An interrupt came when the kernel had the request but had not begun the cell: it drops it, without a reply."""
+
+
+class _Unanswered(KernelsError):
+    """The kernel has answered what came later, or is idle again: it could not read this request."""
+
+    def __init__(self) -> None:
+        super().__init__("The kernel could not read this request, and has not run it.")
 
 
 class Execution:
@@ -73,6 +79,10 @@ class Execution:
         """Its idle is in, and its reply was sent before: if it is not here by now, there is none."""
         self.request.fail(_NeverBegan())
 
+    def await_reply(self) -> None:
+        """Its idle is in: the reply was sent before, and comes any moment, if there is one."""
+        asyncio.get_running_loop().call_later(_LOST_REPLY_S, self.never_answered)
+
 
 class Resumed(Execution):
     """One that somebody else has begun, who is gone. Its reply may have gone to them: then it is made up again."""
@@ -86,10 +96,16 @@ class Resumed(Execution):
         self._verdict.take(message)
         super().take(message)
 
+    @property
+    def asked(self) -> dict[str, Any]:
+        """The header of what asked for it, as far as it is known."""
+        return self._verdict.request or {"msg_id": self.request.msg_id, "msg_type": "execute_request"}
+
     def never_answered(self) -> None:
         if self.request.idle_seen and not self.ended:
             wire = self._channels.wire
-            self.request.got_reply(wire.read(wire.request("execute_reply", self._verdict.reply())[1]))
+            made = wire.request("execute_reply", self._verdict.reply(), parent=self.asked)
+            self.request.got_reply(wire.read(made[1]))
 
     def is_over(self) -> None:
         """The kernel is free, though the cell's end was not heard: it was lost, or the cell never arrived."""
@@ -100,9 +116,6 @@ class Resumed(Execution):
         self.outputs.truncated = True
         self.request.got_idle()
         self.never_answered()
-
-    def await_reply(self) -> None:
-        asyncio.get_running_loop().call_later(_LOST_REPLY_S, self.never_answered)
 
 
 class Kernel:
@@ -227,20 +240,48 @@ class Kernel:
         Its parts stay as the client wrote them but for what is ours to say: the output limit, and that the kernel
         refuses nothing that comes after an error, since what waits for its turn is not in the kernel yet.
         """
-        content, wire = dict(message.content), self.channels.wire
-        code = content.get("code")
-        if isinstance(code, str) and self._before_python_312():
-            content["code"] = for_python_before_312(code)
-        content["stop_on_error"] = False
-        metadata = {**message.metadata, "session_gateway": {"output_limit": output_limit_bytes}}
-        header, parent, _, _, *buffers = message.parts
         execution = Execution(Outputs(output_limit_bytes), on_event, on_input)
         execution.request = self.channels.forward(
-            "shell", received([header, parent, wire.pack(metadata), wire.pack(content), *buffers]),
+            "shell", self._bounded(message, output_limit_bytes, stop_on_error=False),
             on_reply=on_reply, on_iopub=execution.take, on_input=execution.ask_input, wants_idle=True,
         )  # fmt: skip
         async with self._under_way(execution, grace_s):
             yield execution
+
+    def _bounded(self, message: Message, output_limit_bytes: int, **more: Any) -> Message:
+        content, wire = {**message.content, **more}, self.channels.wire
+        code = content.get("code")
+        if isinstance(code, str) and self._before_python_312():
+            content["code"] = for_python_before_312(code)
+        metadata = {**message.metadata, "session_gateway": {"output_limit": output_limit_bytes}}
+        header, parent, _, _, *buffers = message.parts
+        return received([header, parent, wire.pack(metadata), wire.pack(content), *buffers])
+
+    def execute_beside(
+        self, channel: Channel, message: Message, *, on_input: Listener, on_reply: Listener, output_limit_bytes: int
+    ) -> Execution:
+        """Run the cell of an `execute_request` beside the main shell: in its subshell, or on the control channel.
+
+        Its request is done once it has ended; nobody can stop it but with the kernel. Raises `KernelGone`.
+        """
+        execution = Execution(Outputs(output_limit_bytes), _nothing, _nothing)
+        execution.request = self.channels.forward(
+            channel, self._bounded(message, output_limit_bytes),
+            on_reply=on_reply, on_iopub=execution.take, on_input=on_input, wants_idle=True,
+        )  # fmt: skip
+        execution.request.on_idle = execution.await_reply
+        return execution
+
+    async def resume_beside(
+        self, run_id: str, journal: Entries, *, on_input: Listener | None, on_reply: Listener | None,
+        output_limit_bytes: int,
+    ) -> Execution:  # fmt: skip
+        """Take over a cell that runs, or ran, beside the main shell, like `resume`. Raises `KernelGone`."""
+        execution = Resumed(self.channels, Outputs(output_limit_bytes), _nothing, _nothing)
+        execution.request = self.channels.expect(run_id, execution.take, on_input or _nothing)
+        execution.request.on_reply = on_reply
+        await self._catch_up(execution, journal)
+        return execution
 
     @asynccontextmanager
     async def resume(
@@ -252,6 +293,7 @@ class Kernel:
         on_event: OnEvent,
         on_input: OnInput,
         output_limit_bytes: int,
+        on_reply: Listener | None = None,
         grace_s: float = 3.0,
     ) -> AsyncIterator[Execution]:
         """Take over a cell that somebody else has begun, who is gone: all that it published, then what still comes.
@@ -261,6 +303,7 @@ class Kernel:
         execution = Resumed(self.channels, Outputs(output_limit_bytes), on_event, on_input)
         execution.started_at = started_at
         execution.request = self.channels.expect(run_id, execution.take, execution.ask_input)
+        execution.request.on_reply = on_reply
         async with self._under_way(execution, grace_s):
             await self._catch_up(execution, journal)
             await self._hear_question(execution)
@@ -275,45 +318,51 @@ class Kernel:
             return
         if execution.input_request is None and not execution.ended:
             wire = self.channels.wire
-            execution.ask_input(wire.read(wire.request("input_request", asked)[1]))
+            content = {name: asked[name] for name in ("prompt", "password")}
+            execution.ask_input(wire.read(wire.request("input_request", content, parent=execution.asked)[1]))
 
     async def _catch_up(self, execution: Resumed, journal: Entries) -> None:
-        """Hear what was published before we came, from the journal, and no message twice.
-
-        The kernel publishes in one order for all who listen. A request of ours is the mark in it: what came before
-        is taken from the journal, what comes after was heard by ourselves.
-        """
-        request, marker, heard = execution.request, uuid4().hex, asyncio.Event()
-
-        def look_for_marker(message: Message) -> None:
-            if message.parent_id == marker and not heard.is_set():
-                heard.set()
-                request.hold()  # what was held so far is in the journal
-
-        stop_listening = self.channels.listen(look_for_marker)
-        try:
-            asked = await self.channels.send("control", "kernel_info_request", {}, msg_id=marker, wants_idle=True)
-            run = RunOf(self.channels.wire, request.msg_id, request.hear)
-            if not await self._replay(run, marker, heard, asked, journal):
-                execution.outputs.truncated = True
-            if run.incomplete:
-                execution.outputs.truncated = True
-        finally:
-            stop_listening()
+        """Hear what was published before we came, from the journal, and no message twice."""
+        request = execution.request
+        run = RunOf(self.channels.wire, request.msg_id, request.hear)
+        whole = await self.retrace(journal, run.take, request.hold)  # what is held before that is in the journal
+        if run.incomplete or not whole:
+            execution.outputs.truncated = True
         if request.idle_seen:  # long ago: a reply would be here
             execution.never_answered()
         request.on_idle = execution.await_reply
         request.release()
 
-    async def _replay(self, run: RunOf, marker: str, heard: asyncio.Event, asked: Request, journal: Entries) -> bool:
-        """Feed a run from the journal up to the marker; whether it was found."""
+    async def retrace(self, journal: Entries, take: Callable[[Entry], object], on_mark: Callable[[], None]) -> bool:
+        """All that was published before a mark in it, from the journal; what is heard after `on_mark` comes after that.
+
+        The kernel publishes in one order for all who listen; a request of ours is the mark. Whether it was found there.
+        Raises `KernelGone`.
+        """
+        marker, heard = uuid4().hex, asyncio.Event()
+
+        def look_for_marker(message: Message) -> None:
+            if message.parent_id == marker and not heard.is_set():
+                heard.set()
+                on_mark()
+
+        stop_listening = self.channels.listen(look_for_marker)
+        try:
+            asked = await self.channels.send("control", "kernel_info_request", {}, msg_id=marker, wants_idle=True)
+            return await self._replay(take, marker, heard, asked, journal)
+        finally:
+            stop_listening()
+
+    async def _replay(
+        self, take: Callable[[Entry], object], marker: str, heard: asyncio.Event, asked: Request, journal: Entries
+    ) -> bool:
         after, looked_until = 0, float("inf")
         while time.monotonic() < looked_until:
             last_time = self.channels.broken  # no marker comes any more, but all that was published is there
             async with aclosing(journal(after)) as entries:  # type: ignore[type-var]
                 async for entry in entries:
                     after = entry.number
-                    run.take(entry)
+                    take(entry)
                     if may_follow(entry, marker):
                         asked.done.cancel()
                         return True
@@ -347,13 +396,19 @@ class Kernel:
                 break
             if execution.request.reply is not None:
                 await self._look_for_idle(execution)
-            elif isinstance(execution, Resumed):
+            elif execution.request.idle_seen and not isinstance(execution, Resumed):
+                execution.request.fail(_Unanswered())
+            elif isinstance(execution, Resumed) or not execution.request.heard:
                 if later is None:
                     later = await self.channels.send("shell", "kernel_info_request", {}, wants_idle=True)
-                elif later.done.done():
+                elif later.done.done() and isinstance(execution, Resumed):
                     execution.is_over()
+                elif later.done.done():
+                    execution.request.fail(_Unanswered())
         try:
             reply = await done
+        except _Unanswered as error:
+            return {"status": "error", "ename": "NoReply", "evalue": str(error), "traceback": []}
         except _NeverBegan:
             return {"status": "error", "ename": "KeyboardInterrupt", "evalue": "", "traceback": []}
         if reply.metadata.get("session_gateway", {}).get("truncated"):
@@ -459,12 +514,14 @@ class Kernel:
         self.ended.set_result(exit_)
 
 
+def _nothing(*told: Any) -> None:
+    """For who does not listen."""
+
+
 @asynccontextmanager
-async def running(
-    engine: Engine, launch: Launch, context: "zmq.Context[Any]", start_timeout_s: float
-) -> AsyncIterator[Kernel]:
+async def running(engine: Engine, launch: Launch, intake: Intake, start_timeout_s: float) -> AsyncIterator[Kernel]:
     """A kernel from start to end; leaving the block ends it. Raises `StartFailed`."""
-    async with _served(engine.start(launch), launch.kernel_id, launch.spec, context) as kernel:
+    async with _served(engine.start(launch), launch.kernel_id, launch.spec, intake) as kernel:
         try:
             await kernel.attach(start_timeout_s)
         except StartFailed as error:
@@ -475,7 +532,7 @@ async def running(
 @asynccontextmanager
 async def duplicated(
     engine: Engine, source: Kernel, launch: Launch, fill: Callable[[], Awaitable[object]],
-    context: "zmq.Context[Any]", *, wait_s: float, timeout_s: float,
+    intake: Intake, *, wait_s: float, timeout_s: float,
 ) -> AsyncIterator[Kernel]:  # fmt: skip
     """A kernel that is a copy of a live one, as it is between two cells; `fill` gives its place files.
 
@@ -487,18 +544,18 @@ async def duplicated(
         await fill()
 
     starting = engine.duplicate(source.id, launch, fork)
-    async with _served(starting, launch.kernel_id, launch.spec, context) as kernel:
+    async with _served(starting, launch.kernel_id, launch.spec, intake) as kernel:
         await kernel.attach(timeout_s)
         yield kernel
 
 
 @asynccontextmanager
-async def attached(engine: Engine, kept: Kept, context: "zmq.Context[Any]", timeout_s: float) -> AsyncIterator[Kernel]:
+async def attached(engine: Engine, kept: Kept, intake: Intake, timeout_s: float) -> AsyncIterator[Kernel]:
     """A kernel that was kept, whatever it does at the moment; leaving the block ends it.
 
     Raises `StartFailed`, `KernelGone`, `Refused`.
     """
-    async with _served(engine.adopt(kept.kernel_id), kept.kernel_id, kept.spec, context) as kernel:
+    async with _served(engine.adopt(kept.kernel_id), kept.kernel_id, kept.spec, intake) as kernel:
         await kernel.attach(timeout_s, "control")
         yield kernel
 
@@ -508,9 +565,9 @@ async def _served(
     starting: AbstractAsyncContextManager[KernelProcess],
     kernel_id: str,
     spec: Kernelspec,
-    context: "zmq.Context[Any]",
+    intake: Intake,
 ) -> AsyncIterator[Kernel]:
-    async with starting as process, connected(context, process.connection) as channels:
+    async with starting as process, connected(intake, process.connection) as channels:
         kernel = Kernel(kernel_id, spec, process, channels)
         watching = asyncio.create_task(kernel.watch())
         try:

@@ -2,6 +2,7 @@
 
 import hmac
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -16,6 +17,10 @@ from kernels.errors import KernelsError
 DELIMITER = b"<IDS|MSG>"
 
 _COPIED_BYTES = 2**16  # to be signed in one go, which is faster while it is little
+_MOST_HEADER_BYTES = 2**18  # of a header, parent header or metadata
+_MOST_WEIGHT_BYTES = 2**27  # of what is unpacked
+_LIGHT_BYTES = 2**18
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 
 Content = Mapping[str, Any]
 
@@ -31,13 +36,14 @@ class Message:
     """
 
     __slots__ = (
-        "_content", "_unpack", "buffers", "content_bytes", "header", "metadata", "parent", "parent_id", "parts",
+        "_content", "_unpack", "buffers", "content_bytes", "cut", "header", "metadata", "parent", "parent_id", "parts",
     )  # fmt: skip
 
     def __init__(self, unpack: Callable[[bytes], Any], frames: Sequence[bytes]) -> None:
         self._unpack = unpack
         self._content: dict[str, Any] | None = None
         self.parts = frames
+        self.cut = False  # whether it was too large, so that there is no content
         self.header: dict[str, Any] = unpack(frames[0])
         self.parent: dict[str, Any] = unpack(frames[1])
         parent_id = self.parent.get("msg_id")
@@ -64,7 +70,7 @@ class Message:
         """Empty if it is nothing that can be read."""
         if self._content is None:
             try:
-                content = self._unpacked()
+                content = self._unpacked() if weight_bytes(self.content_bytes) <= _MOST_WEIGHT_BYTES else None
             except (ValueError, RecursionError):
                 content = None
             self._content = content if isinstance(content, dict) else {}
@@ -76,6 +82,20 @@ class Message:
             # half a surrogate pair can be neither stored nor sent
             content = json.loads(json.dumps(content, ensure_ascii=False).encode(errors="replace"))
         return content
+
+
+def weight_bytes(packed: bytes) -> int:
+    """How much memory JSON takes once it is unpacked: no more than that, and nothing counts that is small."""
+    if len(packed) <= _LIGHT_BYTES:
+        return 0
+    text = len(packed) if packed.isascii() and b"\\u" not in packed else 4 * len(packed)
+    if (weight := text + _values(packed)) > _MOST_WEIGHT_BYTES:
+        weight = text + _values(_STRING.sub(b"", packed))
+    return weight
+
+
+def _values(packed: bytes) -> int:
+    return 40 * packed.count(b",") + 64 * (packed.count(b"[") + packed.count(b"{"))
 
 
 def received(parts: Sequence[bytes]) -> Message:
@@ -168,9 +188,20 @@ class Wire:
         signature, *parts = frames[start:]
         if len(parts) < 4:
             raise BadMessage("too few frames")
+        if max(map(len, parts[:3])) > _MOST_HEADER_BYTES:
+            raise BadMessage("a header is too large")
         if self._key is not None and not hmac.compare_digest(self._signature(parts[:4]), signature):
             raise BadMessage("bad signature")
         try:
             return Message(self._unpack, parts)
         except (ValueError, AttributeError, RecursionError) as error:
             raise BadMessage(str(error)) from error
+
+    def read_cut(self, frames: Sequence[bytes]) -> Message:
+        """What is left of a message that was too large: an error instead of its content. Raises `BadMessage`."""
+        start = frames.index(DELIMITER) + 2 if DELIMITER in frames else len(frames)
+        header, *rest = [*frames[start : start + 3]] or [b"{}"]
+        why = {"status": "error", "ename": "TooLarge", "evalue": "What the kernel said is too large.", "traceback": []}
+        message = received([header, rest[0] if rest else b"{}", b"{}", self.pack(why)])
+        message.cut = True
+        return message

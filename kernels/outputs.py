@@ -5,11 +5,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from kernels.messages import Message
+from kernels.messages import Message, weight_bytes
 
 _RESERVE_BYTES = 1_000_000  # for the result and the error of a cell that has filled its limit
 _LONGEST_ERROR = 100_000  # characters of a traceback line, a name or a value
 _EACH_BYTES = 200  # about what an output takes that says nothing
+_MOST_TIMES = 8  # the limit: what bundles may take in memory
 _DEEPEST = 100  # levels of JSON in a bundle; pydantic, which writes and reads it, gives up below 200
 _STREAMS = ("stdout", "stderr")
 
@@ -44,6 +45,7 @@ class Outputs:
         self._limit_bytes = limit_bytes
         self._kept: list[dict[str, Any]] = []
         self._kept_bytes = 0
+        self._weight_bytes = 0  # of bundles
         self._clear_next = False
         self._displays: dict[str, list[_Shown]] = {}
         self.truncated = False
@@ -54,8 +56,22 @@ class Outputs:
             for output in self._kept
         ]
 
+    def as_published(self) -> list[tuple[str, dict[str, Any]]]:
+        """Type and content of messages that would put out the same; displays can still be updated."""
+        ids = {id(one.output): display_id for display_id, shown in self._displays.items() for one in shown}
+        told = []
+        for kept, output in zip(self._kept, self.as_nbformat(), strict=True):
+            content = {name: value for name, value in output.items() if name != "output_type"}
+            if display_id := ids.get(id(kept)):
+                content["transient"] = {"display_id": display_id}
+            told.append((output["output_type"], content))
+        return told
+
     def add(self, message: Message) -> Event | None:
         """Fold one IOPub message in; the event to pass on, None when it is of no interest or past the limit."""
+        if message.cut:
+            self.truncated = True
+            return None
         match message.type:
             case "stream":
                 return self._add_stream(message.content.get("name"), message.content.get("text"))
@@ -83,7 +99,7 @@ class Outputs:
             self._clear_next = False
             self._kept.clear()
             self._displays.clear()
-            self._kept_bytes = 0
+            self._kept_bytes = self._weight_bytes = 0
 
     def _add_stream(self, name: Any, text: Any) -> Event | None:
         if name not in _STREAMS or not isinstance(text, str):
@@ -113,7 +129,7 @@ class Outputs:
     def _add_bundle(self, kind: str, output_type: str, message: Message) -> Event | None:
         self._apply_pending_clear()
         size_bytes = len(message.content_bytes) + _EACH_BYTES
-        if not self._fits(size_bytes):
+        if not self._fits(size_bytes) or not self._weighs(message):
             self.truncated = True
             return None
         data, metadata = self._bundle_of(message.content)
@@ -133,6 +149,14 @@ class Outputs:
             size_bytes <= _RESERVE_BYTES // 10 and self._room(reserve=_RESERVE_BYTES) > 0
         )
 
+    def _weighs(self, message: Message) -> bool:
+        """Whether there is room for what a bundle is in memory, which may be many times as much as on the wire."""
+        weight = weight_bytes(message.content_bytes)
+        if self._weight_bytes + weight > _MOST_TIMES * self._limit_bytes:
+            return False
+        self._weight_bytes += weight
+        return True
+
     def _bundle_of(self, content: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Data and metadata; a note in their place if nobody could read, store or send them."""
         data, metadata = content.get("data"), content.get("metadata") or {}
@@ -148,7 +172,7 @@ class Outputs:
         display_id = _display_id(message.content)
         shown = self._displays.get(display_id, [])
         grown = sum(size_bytes - one.size_bytes for one in shown)
-        if grown > max(0, self._room()):
+        if grown > max(0, self._room()) or not self._weighs(message):
             self.truncated = True
             return None
         data, metadata = self._bundle_of(message.content)

@@ -182,6 +182,31 @@ def shared_memory_bytes(pid: int, init_pid: int | None = None) -> int:
     return total
 
 
+def unmapped_bytes(pid: int, init_pid: int | None = None) -> int:
+    """What the same processes hold in memory that is mapped nowhere: temporary files of their own, files without name.
+
+    Only what lies behind walls of their own counts: `/tmp` and `/dev/shm` may be the machine's.
+    """
+    found: dict[tuple[int, int], int] = {}
+    mapped = 0
+    for path in ("/tmp", "/dev/shm"):  # noqa: S108 - theirs
+        with contextlib.suppress(OSError):
+            about = os.stat(f"/proc/{pid}/root{path}")
+            if about.st_dev != os.stat(path).st_dev:
+                room = os.statvfs(f"/proc/{pid}/root{path}")
+                found[about.st_dev, 0] = (room.f_blocks - room.f_bfree) * room.f_frsize
+    for one in [pid, *(process.pid for process in started_by(pid, init_pid))]:
+        with contextlib.suppress(OSError):
+            for name in os.listdir(f"/proc/{one}/fd"):
+                with contextlib.suppress(OSError):
+                    if os.readlink(f"/proc/{one}/fd/{name}").startswith("/memfd:"):
+                        about = os.stat(f"/proc/{one}/fd/{name}")
+                        found[about.st_dev, about.st_ino] = about.st_blocks * 512
+        with contextlib.suppress(OSError), open(f"/proc/{one}/smaps_rollup") as lines:
+            mapped += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss_Shmem:"))
+    return max(0, sum(found.values()) - mapped)
+
+
 def started_by(pid: int, init_pid: int | None) -> list[psutil.Process]:
     """The descendants of a process, and those that its init, the first process of its namespace, took in."""
     found: list[psutil.Process] = []

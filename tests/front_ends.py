@@ -59,7 +59,7 @@ class FrontEnd:
         **header: Any,
     ) -> str:  # fmt: skip
         """The id of what was sent."""
-        msg_id = f"{uuid.uuid4().hex}-{next(self._numbers)}"
+        msg_id = header.pop("msg_id", None) or f"{uuid.uuid4().hex}-{next(self._numbers)}"
         about = {"msg_id": msg_id, "msg_type": msg_type, "session": self.session, "username": "someone"}
         parts = [about | {"version": "5.4", "date": "2026-01-20T10:00:00Z"} | header, {}, {}, content]
         if self.v1:

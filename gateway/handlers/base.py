@@ -10,7 +10,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial, wraps
 from http.client import responses
 from typing import Any, ClassVar, TypeVar
@@ -26,6 +26,7 @@ from gateway import errors
 from gateway.config import Settings, is_loopback
 from gateway.metrics import Metrics
 from gateway.models.access import NOBODY, Caller, Level, Need
+from gateway.models.agents import Window
 from gateway.models.base import now
 from gateway.models.executions import ExecutionView
 from gateway.models.idempotency import KeptAnswer
@@ -35,6 +36,8 @@ from gateway.models.sessions import Session, SessionId, SessionView
 from gateway.services import origin
 from gateway.services.access import Access, Pass
 from gateway.services.admitted import admit
+from gateway.services.agents import AgentService
+from gateway.services.answers import AnswerService
 from gateway.services.audit import AuditService
 from gateway.services.channels import ChannelService
 from gateway.services.contents import ContentsService
@@ -45,12 +48,15 @@ from gateway.services.jupyter import JupyterService
 from gateway.services.keys import KeyService
 from gateway.services.limits import Limits
 from gateway.services.live import Live
+from gateway.services.memories import MemoryService
 from gateway.services.notebooks import NotebookService
+from gateway.services.recall import Recaller
 from gateway.services.recorder import Recorder
 from gateway.services.replays import ReplayService
 from gateway.services.series import SeriesService
 from gateway.services.sessions import SessionService
 from gateway.services.snapshots import SnapshotService
+from gateway.services.windows import WindowService
 from gateway.stores.base import Store
 from kernels import errors as kernel_errors
 
@@ -144,6 +150,11 @@ class Services:
     jupyter: JupyterService
     introspection: IntrospectionService
     snapshots: SnapshotService
+    agents: AgentService
+    windows: WindowService
+    memories: MemoryService
+    recaller: Recaller
+    answers: AnswerService
     idempotency: IdempotencyService
     recorder: Recorder
     audit: AuditService
@@ -205,6 +216,7 @@ class ApiHandler(RequestHandler):
 
     operations: ClassVar[dict[str, Operation]] = {}
     answers_once: ClassVar[bool] = True
+    acts_in_window: ClassVar[bool] = True  # as the agent whose `X-Session-Token` comes with the request
     takes_any_query: ClassVar[bool] = False
     refusal_model: ClassVar[type[BaseModel]] = ErrorView
 
@@ -350,6 +362,8 @@ class ApiHandler(RequestHandler):
             return
         token, need = self.token, operation.needs
         self.who = await access.enter(token, self.request.remote_ip or "")
+        if self.acts_in_window and (window_token := self.request.headers.get("X-Session-Token")) is not None:
+            self.who = await self._inside(await self.services.windows.opened(window_token))
         origin.begin(self._origin)
         self.services.limits.check_request(self.who)
         session: Session | None = None
@@ -369,6 +383,12 @@ class ApiHandler(RequestHandler):
     @property
     def _origin(self) -> origin.Origin:
         return origin.Origin(self.who, self.request_id, self.request.remote_ip)
+
+    async def _inside(self, window: Window) -> Caller:
+        """The caller as the agent of the window: it may do what the agent may, and nothing else."""
+        agent = await self.services.agents.get(window.agent_id)
+        self.services.access.check_agent(self.who, Need.AGENT, window.agent_id, agent)
+        return replace(self.who, agent_id=window.agent_id, window_id=window.id)
 
     def _still_may(self, level: Level, session: Session) -> None:
         self.services.access.require(self.who, level, session, errors.SessionNotFound(session.id))
@@ -488,7 +508,12 @@ class ApiHandler(RequestHandler):
 
     @property
     def audited_session_id(self) -> str | None:
-        return self.path_kwargs.get("session_id")
+        return self.named_in_path.get("session_id")
+
+    @property
+    def named_in_path(self) -> dict[str, str]:
+        """Empty for a path that can't be read."""
+        return getattr(self, "path_kwargs", {})
 
     def _request_summary(self) -> str:
         return f"{self.request.method} {self.request.path}"

@@ -73,12 +73,14 @@ class MeHandler(JupyterHandler):
 class KernelspecsHandler(JupyterHandler):
     """/jupyter/api/kernelspecs"""
 
-    operations = {"GET": Operation("Installed kernelspecs", KernelspecsModel, needs=Need.KEY)}
+    operations = {
+        "GET": Operation("Kernelspecs: those installed, and one for each session", KernelspecsModel, needs=Need.KEY)
+    }
 
-    def get(self) -> None:
-        specs = self.services.sessions.kernelspecs()
+    async def get(self) -> None:
+        specs = await self.services.jupyter.kernelspecs(self.who)
         default = "python3" if "python3" in specs else next(iter(sorted(specs)), "")
-        models = {name: _model(spec) for name, spec in specs.items()}
+        models = {name: _model(name, spec) for name, spec in specs.items()}
         self.send(KernelspecsModel(default=default, kernelspecs=models))
 
 
@@ -87,8 +89,8 @@ class KernelspecHandler(JupyterHandler):
 
     operations = {"GET": Operation("One kernelspec", KernelspecModel, needs=Need.KEY)}
 
-    def get(self, name: str) -> None:
-        self.send(_model(_spec(self, name)))
+    async def get(self, name: str) -> None:
+        self.send(_model(name, await _spec(self, name)))
 
 
 class KernelspecFileHandler(JupyterHandler):
@@ -97,7 +99,7 @@ class KernelspecFileHandler(JupyterHandler):
     operations = {"GET": Operation("A file of a kernelspec", "application/octet-stream", needs=Need.KEY)}
 
     async def get(self, name: str, file: str) -> None:
-        path = _files(_spec(self, name)).get(file)
+        path = _files(await _spec(self, name)).get(file)
         if path is None:
             raise errors.NotFound(f"Kernelspec {name!r} has no file {file[:100]!r}.")
         self.set_header("Content-Type", guess_type(path.name)[0] or "application/octet-stream")
@@ -114,22 +116,22 @@ class TerminalsHandler(JupyterHandler):
         raise errors.NotFound("Terminals are not offered here: a session's code can run `!` commands.")
 
 
-def _spec(handler: JupyterHandler, name: str) -> Kernelspec:
-    spec = handler.services.sessions.kernelspecs().get(name)
+async def _spec(handler: JupyterHandler, name: str) -> Kernelspec:
+    spec = await handler.services.jupyter.kernelspec(name, handler.who)
     if spec is None:
         raise errors.NotFound(f"Kernel spec {name[:128]!r} not found.")
     return spec
 
 
-def _model(spec: Kernelspec) -> KernelspecModel:
-    file = KernelspecFile(
+def _model(name: str, spec: Kernelspec) -> KernelspecModel:
+    described = KernelspecFile(
         argv=list(spec.argv), env=dict(spec.env), display_name=spec.display_name, language=spec.language,
         interrupt_mode=spec.interrupt_mode, metadata=dict(spec.metadata),
     )  # fmt: skip
     resources = {
-        name if name.startswith("kernel.") else Path(name).stem: f"{_SPECS}/{spec.name}/{name}" for name in _files(spec)
+        file if file.startswith("kernel.") else Path(file).stem: f"{_SPECS}/{spec.name}/{file}" for file in _files(spec)
     }
-    return KernelspecModel(name=spec.name, spec=file, resources=resources)
+    return KernelspecModel(name=name, spec=described, resources=resources)
 
 
 def _files(spec: Kernelspec) -> dict[str, Path]:

@@ -29,7 +29,7 @@ class CheckpointList(RootModel[list[Checkpoint]]):
 class _ContentsHandler(JupyterHandler):
     @property
     def audited_session_id(self) -> str | None:
-        return self.path_kwargs.get("path", "").strip("/").partition("/")[0] or None
+        return self.named_in_path.get("path", "").strip("/").partition("/")[0] or None
 
     async def asked_session(self) -> Session:
         return await self.services.sessions.find(self._session_id)

@@ -45,7 +45,7 @@ class KernelsHandler(JupyterHandler):
         self.send(KernelList(await self.services.jupyter.list_kernels(self.who)))
 
     async def post(self) -> None:
-        kernel = await self.services.jupyter.start_kernel(self.body(StartKernel), self.caller)
+        kernel = await self.services.jupyter.start_kernel(self.body(StartKernel), self.who)
         self.set_header("Location", f"/jupyter/api/kernels/{kernel.id}")
         self.send(kernel, 201)
 
@@ -56,7 +56,7 @@ class KernelHandler(OfKernelHandler):
     operations = {
         "GET": Operation("A kernel", KernelModel, needs=Need.READ),
         "DELETE": Operation(
-            "End a kernel: its session is deleted, and can be brought back", status=204, needs=Need.OWN
+            "End a kernel: a session that Jupyter started is deleted, another sleeps", status=204, needs=Need.OWN
         ),
     }
 

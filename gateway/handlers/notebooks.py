@@ -11,7 +11,12 @@ from gateway.models.notebooks import Notebook, NotebookQuery, NotebookRun, RunNo
 _PAGE_POLICY = "sandbox; default-src 'none'; img-src data:; media-src data:; font-src data:; style-src 'unsafe-inline'"
 
 
-class NotebookHandler(SeriesHandler):
+class _NotebookHandler(SeriesHandler):
+    async def past(self, session_id: str, series_id: str) -> NotebookRun:
+        return await self.services.notebooks.past(self.session_id(session_id), series_id)
+
+
+class NotebookHandler(_NotebookHandler):
     """/api/sessions/{session_id}/notebook"""
 
     operations = {
@@ -39,7 +44,7 @@ class NotebookHandler(SeriesHandler):
         await self.answer(series, stream=query.stream)
 
 
-class NotebookRunHandler(SeriesHandler):
+class NotebookRunHandler(_NotebookHandler):
     """/api/sessions/{session_id}/notebook/{run_id}"""
 
     operations = {
@@ -52,13 +57,13 @@ class NotebookRunHandler(SeriesHandler):
     }
 
     async def get(self, session_id: str, run_id: str) -> None:
-        self.send((await self.series(session_id, run_id)).view())
+        await self.tell(session_id, run_id)
 
     async def delete(self, session_id: str, run_id: str) -> None:
         await self.stop(session_id, run_id)
 
 
-class NotebookEventsHandler(SeriesHandler):
+class NotebookEventsHandler(_NotebookHandler):
     """/api/sessions/{session_id}/notebook/{run_id}/events"""
 
     operations = {"GET": Operation("Stream the events of a notebook that runs", "text/event-stream", needs=Need.READ)}

@@ -22,6 +22,9 @@ _IN_PATH: dict[str, dict[str, Any]] = {
     "session_id": {
         "type": "string", "pattern": r"^[A-Za-z0-9][A-Za-z0-9_.:\-]{0,127}$", "examples": ["data-processor"],
     },
+    "agent_id": {
+        "type": "string", "pattern": r"^[A-Za-z0-9][A-Za-z0-9_.:\-]{0,127}$", "examples": ["continuous-bot"],
+    },
 }  # fmt: skip
 
 
@@ -45,6 +48,9 @@ _NEEDS = {
     Need.WRITE: "Needs to own the session, or a grant of `write`.",
     Need.OWN: "Needs to own the session.",
     Need.UNDELETE: "Needs to have owned the session.",
+    Need.AGENT_READ: "Needs to have made the agent, or to be it.",
+    Need.AGENT: "Needs to have made the agent, or to be it; a viewer may not.",
+    Need.AGENT_OR_MAKE: "Needs to have made the agent, or to be it; one that nobody has is made.",
     Need.ADMIN: "Needs a key of the role admin.",
 }
 

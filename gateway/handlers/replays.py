@@ -6,7 +6,12 @@ from gateway.models.access import Need
 from gateway.models.replays import Replay, ReplayRequest
 
 
-class ReplaysHandler(SeriesHandler):
+class _ReplayHandler(SeriesHandler):
+    async def past(self, session_id: str, series_id: str) -> Replay:
+        return await self.services.replays.past(self.session_id(session_id), series_id)
+
+
+class ReplaysHandler(_ReplayHandler):
     """/api/sessions/{session_id}/replay"""
 
     operations = {
@@ -21,7 +26,7 @@ class ReplaysHandler(SeriesHandler):
         await self.answer(series, stream=request.stream)
 
 
-class ReplayHandler(SeriesHandler):
+class ReplayHandler(_ReplayHandler):
     """/api/sessions/{session_id}/replay/{replay_id}"""
 
     operations = {
@@ -30,13 +35,13 @@ class ReplayHandler(SeriesHandler):
     }
 
     async def get(self, session_id: str, replay_id: str) -> None:
-        self.send((await self.series(session_id, replay_id)).view())
+        await self.tell(session_id, replay_id)
 
     async def delete(self, session_id: str, replay_id: str) -> None:
         await self.stop(session_id, replay_id)
 
 
-class ReplayEventsHandler(SeriesHandler):
+class ReplayEventsHandler(_ReplayHandler):
     """/api/sessions/{session_id}/replay/{replay_id}/events"""
 
     operations = {"GET": Operation("Stream the events of a replay", "text/event-stream", needs=Need.READ)}

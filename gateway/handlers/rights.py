@@ -41,6 +41,11 @@ def rights(need: Need, role: str) -> str:
         return ""
     if need is Need.KEY:
         return "yes"
+    if need in (Need.AGENT_READ, Need.AGENT, Need.AGENT_OR_MAKE):
+        if role == "viewer" and need is not Need.AGENT_READ:
+            return ""
+        own = "itself" if role == "agent" else "own agents"
+        return f"{own}, new" if need is Need.AGENT_OR_MAKE and role == "user" else own
     if need is Need.MONITOR:
         return "yes" if role == "viewer" else ""
     if role == "viewer":

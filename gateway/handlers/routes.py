@@ -4,6 +4,7 @@ import re
 from typing import NamedTuple
 
 from gateway.handlers import (
+    agents,
     audit,
     diagnostics,
     docs,
@@ -16,6 +17,7 @@ from gateway.handlers import (
     jupyter_contents,
     jupyter_kernels,
     keys,
+    memories,
     notebooks,
     replays,
     sessions,
@@ -40,6 +42,7 @@ class Route(NamedTuple):
 
 
 _SESSION = "/api/sessions/{session_id}"
+_AGENT = "/api/agents/{agent_id}"
 _CONTENTS = "/jupyter/api/contents"
 
 ROUTES = [
@@ -88,6 +91,18 @@ ROUTES = [
     Route(f"{_SESSION}/replay", replays.ReplaysHandler),
     Route(f"{_SESSION}/replay/{{replay_id}}", replays.ReplayHandler),
     Route(f"{_SESSION}/replay/{{replay_id}}/events", replays.ReplayEventsHandler),
+    Route("/api/agents", agents.AgentsHandler),
+    Route(_AGENT, agents.OneAgentHandler),
+    Route(f"{_AGENT}/undelete", agents.UndeleteAgentHandler),
+    Route(f"{_AGENT}/activate", agents.ActivateHandler),
+    Route(f"{_AGENT}/deactivate", agents.DeactivateHandler),
+    Route("/api/session/current", agents.CurrentWindowHandler),
+    Route("/api/session/extend", agents.ExtendHandler),
+    Route(f"{_AGENT}/remember", memories.RememberHandler),
+    Route(f"{_AGENT}/recall", memories.RecallHandler),
+    Route(f"{_AGENT}/answer", memories.AnswerHandler),
+    Route(f"{_AGENT}/memories", memories.MemoriesHandler),
+    Route(f"{_AGENT}/memories/{{memory_id}}", memories.OneMemoryHandler),
     Route("/api/keys", keys.KeysHandler),
     Route("/api/keys/{key_id}", keys.KeyHandler),
     Route("/api/keys/{key_id}/rotate", keys.RotateHandler),

@@ -1,9 +1,13 @@
 """What follows one another, over HTTP: waited for, streamed, or in the background."""
 
+from pydantic import BaseModel
 from tornado.iostream import StreamClosedError
 
 from gateway.handlers.events import EventHandler
-from gateway.services.series import Series
+from gateway.services.journal import Journal
+from gateway.services.series import Series, SeriesNotFound
+
+_DONE_BYTES = 1000
 
 
 class SeriesHandler(EventHandler):
@@ -40,17 +44,38 @@ class SeriesHandler(EventHandler):
         await self.follow(series.journal, after, series.id)
         await self.finish()
 
-    async def series(self, session_id: str, series_id: str) -> Series:
+    async def series(self, session_id: str, series_id: str) -> Series | None:
+        """One that is under way here, or has ended lately."""
         uid = await self.services.sessions.uid_of(self.session_id(session_id))
-        return self.services.series.find(uid, series_id)
+        try:
+            return self.services.series.find(uid, series_id)
+        except SeriesNotFound:
+            return None
+
+    async def past(self, session_id: str, series_id: str) -> BaseModel:
+        """One of before. Raises `SeriesNotFound`."""
+        raise NotImplementedError
+
+    async def tell(self, session_id: str, series_id: str) -> None:
+        series = await self.series(session_id, series_id)
+        self.send(series.view() if series is not None else await self.past(session_id, series_id))
 
     async def resume(self, session_id: str, series_id: str) -> None:
-        """All events of a series, or those after the one that the client has seen last."""
+        """All events of a series, or those after the one that the client has seen last; of one of before the end."""
         series, last = await self.series(session_id, series_id), self.last_event()
+        if series is None:
+            events = Journal(_DONE_BYTES)
+            events.add("done", await self.past(session_id, series_id), 0)
+            events.close()
+            self._begin()
+            await self.follow(events, 0, series_id)
+            return await self.finish()
         with self.services.series.following(series):
             await self.follow_series(series, last[1] if last is not None and last[0] == series.id else 0)
+        return None
 
     async def stop(self, session_id: str, series_id: str) -> None:
         series = await self.series(session_id, series_id)
-        await self.services.series.stop(series)
-        self.send(series.view())
+        if series is not None:
+            await self.services.series.stop(series)
+        await self.tell(session_id, series_id)

@@ -55,6 +55,9 @@ class Need(StrEnum):
     WRITE = "write"
     OWN = "own"
     UNDELETE = "undelete"  # own the one that was deleted
+    AGENT_READ = "agent_read"  # see the agent
+    AGENT = "agent"  # have made the agent, or be it
+    AGENT_OR_MAKE = "agent_or_make"  # an agent that nobody has is made
     ADMIN = "admin"
 
     @property

@@ -3,6 +3,7 @@
 The parts of a message are carried as they came: neither framing unpacks them.
 """
 
+import re
 import struct
 from collections.abc import Sequence
 from functools import cached_property
@@ -17,15 +18,20 @@ from kernels.messages import BadMessage, Message, received
 V1 = "v1.kernel.websocket.jupyter.org"
 CHANNELS: dict[str, Channel] = {"shell": "shell", "control": "control", "stdin": "stdin"}  # that a client may write to
 
+_VERSION = re.compile(r"[0-9]{1,3}(\.[0-9]{1,3}){0,2}")
 _WORD = 8  # bytes of a number in v1
 _NO_BUFFERS = b',"buffers":[]'
 
 
 class Envelope:
-    """A message on its way to clients: framed once for all who speak the same."""
+    """A message on its way to clients: framed once for all who speak the same.
 
-    def __init__(self, channel: str, message: Message) -> None:
+    `published`: by the kernel, to all; not made here.
+    """
+
+    def __init__(self, channel: str, message: Message, *, published: bool = False) -> None:
         self.channel = channel
+        self.published = published
         self.message = message
         self.size_bytes = sum(map(len, message.parts)) + 200
 
@@ -60,7 +66,17 @@ def read(frame: str | bytes, *, v1: bool) -> tuple[Channel, Message]:
         raise BadMessage(f"There is no channel {channel[:20]!r} to write to.")
     if not message.id or not message.type or len(message.id) > 128:
         raise BadMessage("Its header lacks msg_id or msg_type.")
+    _check_header(message.header)
     return CHANNELS[channel], message
+
+
+def _check_header(header: dict[str, Any]) -> None:
+    """A kernel drops what has another kind of header, and whoever waits for its answer waits for ever."""
+    for name in ("session", "username", "version", "subshell_id"):  # a date may be a number, as Jupyter Server sends it
+        if not isinstance(header.get(name), str | None):
+            raise BadMessage(f"{name} in its header is not a text.")
+    if not _VERSION.fullmatch(header.get("version") or "5"):
+        raise BadMessage("version in its header is not one.")
 
 
 def _read_legacy(frame: str | bytes) -> tuple[str, list[bytes]]:
@@ -73,7 +89,10 @@ def _read_legacy(frame: str | bytes) -> tuple[str, list[bytes]]:
         raise BadMessage("It is not an object.")
     parts = [told.get(name) or {} for name in ("header", "parent_header", "metadata", "content")]
     channel = told.get("channel") or "shell"
-    return str(channel), [*map(orjson.dumps, parts), *buffers]
+    try:
+        return str(channel), [*map(orjson.dumps, parts), *buffers]
+    except TypeError as error:
+        raise BadMessage(f"It can't be passed on: {error}.") from None
 
 
 def _join_v1(channel: str, parts: Sequence[bytes]) -> bytes:

@@ -95,12 +95,16 @@ class RunError(BaseModel):
 
 
 class Execution(BaseModel):
-    """The stored record of one run. `stdout`, `stderr` and `result` are derived from `outputs`."""
+    """The stored record of one run. `stdout`, `stderr` and `result` are derived from `outputs`.
+
+    `asked_by`: the `session` of the front end that sent it.
+    """
 
     id: str
     session_uid: str
     session_id: str
     source: str = "api"
+    asked_by: str | None = None
     created_by: str = "local"
     code: str
     status: Status = Status.QUEUED

@@ -161,7 +161,8 @@ class Session(BaseModel):
     `files_from`: the snapshot whose files must be in the workspace before anything else: a restore is unfinished.
     `changes` counts runs that began, and variables that were set from outside; `saved_changes` of them are saved.
     `woken`: how the last kernel began, until a run has told it.
-    `notebooks`: what Jupyter's front ends have open on its kernel: `id`, `path`, `name`, `type` of each.
+    `source`: who started it, `jupyter` if a front end asked for a kernel. `notebooks`: what front ends have open on its
+    kernel: `id`, `path`, `name`, `type` of each. `kernel_ended`: one of them has ended it, and nothing has run since.
     """
 
     model_config = ConfigDict(extra="ignore")
@@ -193,7 +194,9 @@ class Session(BaseModel):
     setup: Setup | None = None
     setup_status: SetupStatus | None = None
     code: str | None = None
+    source: Literal["api", "jupyter"] = "api"
     notebooks: list[dict[str, str]] = []
+    kernel_ended: bool = False
     created_by: str = "local"
     grants: dict[str, GrantLevel] = {}
     created_at: Utc
@@ -285,6 +288,7 @@ class SessionView(Answer):
     starting_prompt: str | None
     agents: list[SessionAgent]
     parent_id: str | None
+    source: str
     template: str | None
     workspace: str | None
     allow_internet_access: bool | None = Field(serialization_alias="allowInternetAccess")

@@ -11,8 +11,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from gateway.config import Settings
-from gateway.errors import Denied, GatewayError, SessionNotFound, SnapshotNotFound, StoreAway, Unauthenticated
+from gateway.errors import (
+    AgentNotFound,
+    Denied,
+    GatewayError,
+    SessionNotFound,
+    SnapshotNotFound,
+    StoreAway,
+    Unauthenticated,
+)
 from gateway.models.access import LOCAL, Caller, Level, Need, Role
+from gateway.models.agents import Agent
 from gateway.models.sessions import Session
 from gateway.models.snapshots import Snapshot
 from gateway.services.keys import KeyService, hashed
@@ -131,6 +140,24 @@ class Access:
     def check_may_make(self, who: Caller) -> None:
         if not self.may_make(who):
             raise Denied("A viewer makes no sessions.", role=who.role)
+
+    def check_agent(self, who: Caller, need: Need, agent_id: str, agent: Agent | None) -> None:
+        """An agent is that of who made it, and a key of its own is it. Raises `AgentNotFound`, `Denied`.
+
+        `agent`: None if nobody has the id.
+        """
+        if who.is_admin:
+            return
+        if who.agent_id is not None:
+            sees = who.agent_id == agent_id
+        elif agent is None:
+            sees = need is Need.AGENT_OR_MAKE
+        else:
+            sees = agent.created_by == who.name
+        if not sees:
+            raise AgentNotFound(agent_id)
+        if who.role is Role.VIEWER and need is not Need.AGENT_READ:
+            raise Denied("A viewer changes no agents.", role=who.role)
 
     async def check_snapshot(self, who: Caller, snapshot_id: str) -> None:
         """Raise `SnapshotNotFound` unless the caller may read it: it brought it in, or may read its session."""

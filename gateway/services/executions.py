@@ -44,11 +44,12 @@ from gateway.models.executions import (
 from gateway.models.pages import PageRequest
 from gateway.models.sessions import CreateSession
 from gateway.services.asked import AskedCell
+from gateway.services.beside import BesideService
 from gateway.services.front_ends import FrontEnd
 from gateway.services.limits import Limits
 from gateway.services.live import Live
 from gateway.services.live_session import LiveSession
-from gateway.services.past_runs import PastRuns
+from gateway.services.past_runs import NO_TIMEOUT_S, PastRuns
 from gateway.services.recorder import Recorder, Spawn
 from gateway.services.runs import Run
 from gateway.services.sessions import SessionService
@@ -63,7 +64,6 @@ from kernels.outputs import error_of
 
 log = logging.getLogger(__name__)
 
-_NO_TIMEOUT_S = 31_536_000.0
 _REMEMBERED_RUNS = 500
 _STORE_LOOK_S = 0.5
 _PATIENCE_S = 5.0
@@ -74,9 +74,11 @@ _REMEMBERED_BYTES = 32 * 2**20
 class ExecutionService:
     def __init__(
         self, settings: Settings, store: Store, live: Live, sessions: SessionService, recorder: Recorder,
-        spawn: Spawn, metrics: Metrics, engine: Engine, past: PastRuns, limits: Limits,
+        spawn: Spawn, metrics: Metrics, engine: Engine, past: PastRuns,
+        beside: BesideService, limits: Limits,
     ) -> None:  # fmt: skip
         self._limits = limits
+        self._beside = beside
         self._settings = settings
         self._store = store
         self._engine = engine
@@ -225,23 +227,20 @@ class ExecutionService:
             live.outbox.execution(run.record.model_copy())
 
     def ask(self, live: LiveSession, asked: AskedCell, caller: str) -> None:
-        """Queue a cell that a front end has sent; one that is known here already is not run again.
+        """Queue a cell that a front end has sent, and that was not `known_before`.
 
         Nobody need follow it, and it has no timeout but the session's own: who sent it interrupts it.
         """
-        if (known := self._recent.get(asked.request.id)) is not None:
-            if known.record.session_uid != live.uid:
-                asked.conclude("Conflict", "Its msg_id is that of another session's run.")
-            return
         record = Execution(
             id=asked.request.id,
             session_uid=live.uid,
             session_id=live.session.id,
             source="jupyter",
+            asked_by=asked.asked_by,
             created_by=caller,
             code=asked.code,
             queued_at=now(),
-            timeout_s=live.session.default_timeout or _NO_TIMEOUT_S,
+            timeout_s=live.session.default_timeout or NO_TIMEOUT_S,
         )
         run = Run(
             record, env={}, stdin=None, interactive=True, store_history=True, update_data=None,
@@ -257,6 +256,41 @@ class ExecutionService:
         except GatewayError as error:
             asked.conclude(type(error).__name__, error.sentence)
 
+    async def known_before(self, live: LiveSession, asked: AskedCell, caller: str) -> bool:
+        """Whether a cell was sent before, by a client that does not know: then it is answered, and not run again.
+
+        It is looked for in the store as long as its client may be unsure. One that has heard the rest, or will, is
+        told how the cell ended; one that can't have it gets its outputs too.
+        """
+        run = self._recent.get(asked.request.id)
+        known: Run | Execution | None = run
+        if run is None and asked.front_end.unsure:
+            known = await self._known(live.session.id, asked.request.id)
+        if known is None:
+            return False
+        record = known.record if isinstance(known, Run) else known
+        first = known.asked if isinstance(known, Run) else None
+        if (record.session_uid, record.source, record.created_by) != (live.uid, "jupyter", caller):
+            asked.conclude("Conflict", "Its msg_id is that of another run.")
+        elif isinstance(known, Run) and not known.finished.is_set():
+            if first is None or first.front_end is not asked.front_end:
+                self._spawn(self._answer_once_over(known, asked))
+        elif record.finished_at is None:
+            asked.conclude("Conflict", "It is run already, and its end is not known here.")
+        elif (first is not None and first.front_end is asked.front_end) or self._has_heard(asked, record):
+            asked.reply_again(record)
+        else:
+            asked.tell_again(record)
+        return True
+
+    def _has_heard(self, asked: AskedCell, record: Execution) -> bool:
+        """Whether all that was published about it came to its client, or will: it was remembered all the time."""
+        return asked.front_end.openings > 1 and asked.front_end.session_id == record.asked_by
+
+    async def _answer_once_over(self, run: Run, asked: AskedCell) -> None:
+        await run.finished.wait()
+        asked.answer(run.record)
+
     # Runs that an earlier gateway had begun, in a kernel that has outlived it
 
     def take_over(self, live: LiveSession) -> None:
@@ -269,7 +303,11 @@ class ExecutionService:
         try:
             try:
                 begun = await self._begun_before(live)
-                runs = [self._resumed(record, past) for record, past in begun]
+                self._spawn(self._answer_late(live, {record.id for record, _ in begun}))
+                for record, past in begun:
+                    if past.beside and live.kernel is not None:
+                        self._beside.take_over(live, live.kernel, record, self._asked_before(live, record, past))
+                runs = [self._resumed(live, record, past) for record, past in begun if not past.beside]
                 live.queue.extendleft(reversed(runs))
                 self._metrics.queued.inc(len(runs))
                 self._recent.update((run.id, run) for run in runs)
@@ -317,13 +355,33 @@ class ExecutionService:
                 why = "This gateway still looks what had begun in the session before."
                 raise Unavailable(why, retry_after_s=2) from None
 
-    def _resumed(self, record: Execution, past: PastRun) -> Run:
+    def _resumed(self, live: LiveSession, record: Execution, past: PastRun) -> Run:
         run = Run(
             record, env={}, stdin=None, interactive=True, store_history=True, update_data=None,
             journal_bytes=2 * self._settings.output_limit_bytes, past=past,
+            asked=self._asked_before(live, record, past),
         )  # fmt: skip
         run.keep_on = True
         return run
+
+    def _asked_before(self, live: LiveSession, record: Execution, past: PastRun) -> AskedCell | None:
+        """The cell as the front end sent it to an earlier gateway, if that one is known."""
+        front_end = live.front_ends.known(record.asked_by, record.created_by)
+        if front_end is None:
+            return None
+        header = past.request or {"msg_id": record.id, "msg_type": "execute_request", "session": record.asked_by}
+        return AskedCell.again(header, record.code, front_end, live.front_ends)
+
+    async def _answer_late(self, live: LiveSession, resumed: set[str]) -> None:
+        """Answer cells whose end is on record, but not known to the front end that sent them to an earlier gateway."""
+        if live.missed is None:
+            return
+        await live.missed.given.wait()
+        for front_end, header in live.missed.ended:
+            if header["msg_id"] not in resumed:
+                with contextlib.suppress(ExecutionNotFound):
+                    record = await self._store.get_execution(live.uid, header["msg_id"])
+                    AskedCell.again(header, record.code, front_end, live.front_ends).answer(record)
 
     async def _go_on(self, live: LiveSession, run: Run) -> None:
         try:
@@ -478,7 +536,7 @@ class ExecutionService:
             return kernel.resume(
                 run.id, partial(self._engine.journal, kernel.id), started_at=started_at.timestamp(),
                 on_event=run.on_event, on_input=run.on_input, output_limit_bytes=settings.output_limit_bytes,
-                grace_s=settings.interrupt_grace_s,
+                on_reply=None if run.asked is None else run.asked.reply, grace_s=settings.interrupt_grace_s,
             )  # fmt: skip
         if run.asked is not None:
             return kernel.execute_request(
@@ -548,6 +606,14 @@ class ExecutionService:
             return ExecutionView.of(run.record)
         return ExecutionView.of(await self._store.get_execution(uid, execution_id))
 
+    async def record(self, uid: str, execution_id: str) -> Execution:
+        """Of a run as it stands, once it is known what an earlier gateway had begun. Raises `ExecutionNotFound`."""
+        await self._taken_over(uid)
+        run = self._recent.get(execution_id)
+        if run is not None and run.record.session_uid == uid:
+            return run.record
+        return await self._store.get_execution(uid, execution_id)
+
     async def list(self, session_id: str, page: PageRequest, *, include_deleted: bool = False) -> ExecutionList:
         uid = await (self._sessions.uid_of_last if include_deleted else self._sessions.uid_of)(session_id)
         if include_deleted:
@@ -599,6 +665,10 @@ class ExecutionService:
         run = live.current
         if run is None or not run.give_input(text):
             raise Conflict(f"No cell of session {session_id!r} waits for input.", session_id=session_id)
+
+    async def stop(self, run: Run) -> None:
+        """End a run, with its kernel if it will not stop within the grace time."""
+        await run.stop(self._settings.interrupt_grace_s)
 
     async def quiet(self) -> None:
         """Wait until no run is under way or queued."""

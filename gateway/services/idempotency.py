@@ -14,7 +14,7 @@ from gateway.models.base import now
 from gateway.models.idempotency import KeptAnswer
 from gateway.services.recorder import Recorder
 
-_KEPT_FOR = timedelta(hours=24)
+KEPT_FOR = timedelta(hours=24)
 _LONGEST_KEY = 255
 _KEY = re.compile(rf"[!-~]{{1,{_LONGEST_KEY}}}")
 
@@ -63,7 +63,7 @@ class IdempotencyService:
             try:
                 reservation = KeptAnswer(key=full, request_digest=digest, created_at=now(), body=self._process)
                 kept = self._unkept.get(full)
-                kept = kept or await self._store.reserve_answer(reservation, now() - _KEPT_FOR)
+                kept = kept or await self._store.reserve_answer(reservation, now() - KEPT_FOR)
                 if kept is None:
                     await self._first(reservation, answer)
                     return None

@@ -1,7 +1,8 @@
 """Sessions as Jupyter sees them: each is a kernel, and what front ends have open on it are Jupyter's sessions."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import PurePosixPath
 from uuid import UUID, uuid4
@@ -30,8 +31,11 @@ from gateway.services.live_session import LiveSession
 from gateway.services.sessions import SessionService
 from gateway.states import State
 from gateway.stores.base import SessionChanges, Store
+from kernels.engine import Kernelspec
 
-_MOST_LISTED = 1000
+_PAGE = 1000
+_MOST_OFFERED = 50
+_OFFER = "session."  # before its id, the name of a kernelspec that stands for a session
 
 
 class KernelNotFound(NotFound):
@@ -61,6 +65,27 @@ class JupyterService:
         self._channels = channels
         self._started_at = now()
 
+    # Kernelspecs
+
+    async def kernelspecs(self, who: Caller) -> dict[str, Kernelspec]:
+        """Those that are installed, by name, and one for each of the sessions used last that Jupyter has not started.
+
+        Jupyter Server shows people no kernels but those that it has started. Kernelspecs it shows them all: who starts
+        one that stands for a session comes to the session, also when a front end has ended its kernel.
+        """
+        specs = dict(self._sessions.kernelspecs())
+        others = [one for one in await self._all_there(who) if one.source != "jupyter" and one.kernel in specs]
+        newest = sorted(others, key=lambda session: session.updated_at, reverse=True)[:_MOST_OFFERED]
+        return specs | {_OFFER + one.id: _offer(one, specs[one.kernel]) for one in newest}
+
+    async def kernelspec(self, name: str, who: Caller) -> Kernelspec | None:
+        """One by its name. Raises `SessionNotFound`."""
+        specs = self._sessions.kernelspecs()
+        if name in specs or not name.startswith(_OFFER):
+            return specs.get(name)
+        session = await self._offered(name, who, Level.READ)
+        return _offer(session, specs[session.kernel]) if session.kernel in specs else None
+
     # Kernels
 
     async def list_kernels(self, who: Caller) -> list[KernelModel]:
@@ -69,17 +94,17 @@ class JupyterService:
     async def get_kernel(self, kernel_id: str) -> KernelModel:
         return self._kernel(await self.find(kernel_id))
 
-    async def start_kernel(self, request: StartKernel, caller: str) -> KernelModel:
-        """A new session, whose kernel begins to start."""
-        return self._kernel(await self._create(request.name, request.path or "", request.env, caller))
+    async def start_kernel(self, request: StartKernel, who: Caller) -> KernelModel:
+        """A new session, whose kernel begins to start; or one that is there, if the kernelspec stands for it."""
+        return self._kernel(await self._create(request.name, request.path or "", request.env, who))
 
     async def hold(self, kernel_id: str) -> LiveSession:
         """Raises `KernelNotFound`, `SessionHeld`."""
         return await self._live.get((await self.find(kernel_id)).id)
 
     async def delete_kernel(self, kernel_id: str) -> None:
-        """The session is deleted with it, and can be brought back like any other."""
-        await self._sessions.delete((await self.find(kernel_id)).id)
+        """A session that Jupyter has started is deleted with it, and can be brought back; any other goes to sleep."""
+        await self._channels.end(await self.hold(kernel_id))
 
     async def interrupt_kernel(self, kernel_id: str) -> None:
         await self._channels.interrupt(await self.hold(kernel_id))
@@ -133,15 +158,16 @@ class JupyterService:
     async def delete_session(self, opened_id: str, who: Caller) -> None:
         """The kernel goes with it, as in Jupyter."""
         session = await self.find_opened(opened_id, who)
-        await self._sessions.delete(session.id)
+        await self._channels.end(await self._live.get(session.id))
 
     # Finding
 
     async def _all(self, who: Caller) -> list[Session]:
-        """The newest that `who` may see, as they are now."""
-        visible = SessionFilter(seen_by=who.sees_only)
-        found = await self._store.list_sessions(visible, PageRequest(limit=_MOST_LISTED))
-        stored = {session.uid: session for session in found.items}
+        """All that `who` may see whose kernels front ends are to see, as they are now, newest first."""
+        return [session for session in await self._all_there(who) if not session.kernel_ended]
+
+    async def _all_there(self, who: Caller) -> list[Session]:
+        stored = {session.uid: session async for session in self._stored(who)}
         here = {live.uid: live.session for live in self._live if live.closing is None}
         gone = {live.uid for live in self._live if live.closing is not None}
         return [
@@ -150,8 +176,24 @@ class JupyterService:
             if uid not in gone and self._access.level(who, session) is not Level.NONE
         ]
 
+    async def _stored(self, who: Caller) -> AsyncIterator[Session]:
+        visible, token = SessionFilter(seen_by=who.sees_only), None
+        while True:
+            found = await self._store.list_sessions(visible, PageRequest(limit=_PAGE, token=token))
+            for session in found.items:
+                yield session
+            if (token := found.next_token) is None:
+                return
+
     async def find(self, kernel_id: str) -> Session:
         """The session whose kernel that is. Raises `KernelNotFound`."""
+        session = await self._find_any(kernel_id)
+        if session.kernel_ended:
+            raise KernelNotFound(kernel_id)
+        return session
+
+    async def _find_any(self, kernel_id: str) -> Session:
+        """Also one that a front end has ended: it can be opened again."""
         try:
             uid = UUID(kernel_id).hex
         except ValueError:
@@ -179,7 +221,7 @@ class JupyterService:
 
     async def _choose(self, kernel: KernelChoice, path: str, who: Caller) -> Session:
         if kernel.id:
-            session = await self.find(kernel.id)
+            session = await self._find_any(kernel.id)
             self._access.require(who, Level.RUN, session, KernelNotFound(kernel.id))
             return session
         try:
@@ -191,9 +233,19 @@ class JupyterService:
         except SessionNotFound:
             pass
         self._access.check_may_make(who)
-        return await self._create(kernel.name, path, {}, who.acts_as)
+        return await self._create(kernel.name, path, {}, who)
 
-    async def _create(self, kernel: str | None, path: str, env: dict[str, object], caller: str) -> Session:
+    async def _offered(self, name: str, who: Caller, level: Level) -> Session:
+        """The session that a kernelspec stands for. Raises `SessionNotFound`, `Denied`."""
+        session_id = name.removeprefix(_OFFER)
+        session = await self._sessions.find(session_id)
+        self._access.require(who, level, session, SessionNotFound(session_id))
+        return session
+
+    async def _create(self, kernel: str | None, path: str, env: dict[str, object], who: Caller) -> Session:
+        if kernel is not None and kernel.startswith(_OFFER):
+            session = await self._offered(kernel, who, Level.RUN)
+            return await self._sessions.change(session.id, SessionChanges(replace={"kernel_ended": False}))
         names = {"name": PurePosixPath(path).name[:256] or "jupyter"}
         given = {name: value for name, value in env.items() if ENV_NAME.fullmatch(name) and isinstance(value, str)}
         try:
@@ -202,11 +254,13 @@ class JupyterService:
             first = error.errors()[0]
             field = ".".join(str(part) for part in first["loc"][:1]).replace("kernel", "name")
             raise Invalid(f"{field}: {first['msg']}", field=field) from None
-        return await self._sessions.create(request, caller)
+        return await self._sessions.create(request, who.acts_as, source="jupyter")
 
     async def _open(self, session: Session, opened: dict[str, str]) -> SessionModel:
         others = [one for one in session.notebooks if one["id"] != opened["id"]]
-        changed = await self._sessions.change(session.id, SessionChanges(replace={"notebooks": [*others, opened]}))
+        changed = await self._sessions.change(
+            session.id, SessionChanges(replace={"notebooks": [*others, opened], "kernel_ended": False})
+        )
         return self._model(changed, opened)
 
     async def _close(self, session: Session, opened_id: str) -> None:
@@ -236,6 +290,11 @@ class JupyterService:
             connections=0 if live is None else live.front_ends.attached,
             session_id=session.id,
         )
+
+
+def _offer(session: Session, spec: Kernelspec) -> Kernelspec:
+    name = session.id if session.name in (session.id, "session") else f"{session.name} ({session.id})"
+    return replace(spec, display_name=f"Session {name}", metadata={**spec.metadata, "session_id": session.id})
 
 
 def _execution_state(session: Session, live: LiveSession | None) -> ExecutionState:

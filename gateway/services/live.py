@@ -112,6 +112,7 @@ class Live:
             if kept is not None:
                 live.take(kept)
             else:
+                live.front_ends.begin_anew()
                 live.settle()
             return live
 

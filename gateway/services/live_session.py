@@ -17,8 +17,6 @@ from functools import partial
 from typing import Any
 from uuid import uuid4
 
-import zmq.asyncio
-
 from gateway.config import Settings
 from gateway.errors import Conflict, GatewayError, SessionNotFound, StoreAway
 from gateway.metrics import Metrics
@@ -30,6 +28,8 @@ from gateway.models.unsaved import UnsavedVariable, Woken
 from gateway.services.changes import Counted
 from gateway.services.front_ends import FrontEnds
 from gateway.services.journal import Journal
+from gateway.services.missed import Missed
+from gateway.services.positions import Positions
 from gateway.services.recorder import Recorder, Spawn
 from gateway.services.runs import Run
 from gateway.services.vault import Vault, remark
@@ -47,6 +47,7 @@ from kernels.errors import (
     SnapshotError,
     StartFailed,
 )  # fmt: skip
+from kernels.intake import Intake
 from kernels.journaled import past_runs
 from kernels.kernel import Kernel, attached, duplicated, running
 from kernels.messages import Message
@@ -68,7 +69,7 @@ class Tools:
     settings: Settings
     store: Store
     engine: Engine
-    context: zmq.asyncio.Context
+    intake: Intake
     recorder: Recorder
     spawn: Spawn
     metrics: Metrics
@@ -97,8 +98,10 @@ class LiveSession:
         self.closing: str | None = None
         self.active_at = time.monotonic()
         self.front_ends = FrontEnds(
-            session.uid, tools.settings.front_end_buffer_bytes, tools.settings.front_end_remembered_s
-        )
+            session.uid, tools.settings.front_end_buffer_bytes, tools.settings.front_end_remembered_s,
+            Positions(tools.settings.data_dir / "front_ends" / session.uid),
+        )  # fmt: skip
+        self.missed: Missed | None = None  # by front ends of an earlier gateway
         self.outbox = tools.recorder.outbox(session.uid, tools.settings.gateway_id, self._lost)
         self._tools = tools
         self._check_room = room
@@ -125,7 +128,7 @@ class LiveSession:
 
     @property
     def busy(self) -> bool:
-        return self.current is not None or bool(self.queue) or self.front_ends.beside > 0
+        return self.current is not None or bool(self.queue) or bool(self.front_ends.beside)
 
     @property
     def has_unsaved_work(self) -> bool:
@@ -170,10 +173,16 @@ class LiveSession:
     def begin_run(self, run: Run, data: dict[str, Any]) -> None:
         """Move to BUSY for a run, which tells how its kernel began if none has yet. Raises `TooLarge`."""
         self.move(State.BUSY, changes=SessionChanges(merge={"data": data} if data else {}, add={"changes": 1}))
+        self.show_kernel()
         if self._counted is not None:
             self._counted.run(run.id)
         self._used_since_start = True
         self.tell_by(run.record)
+
+    def show_kernel(self) -> None:
+        """Jupyter's clients see the kernel again that one of them has ended."""
+        if self.session.kernel_ended:
+            self.change(SessionChanges(replace={"kernel_ended": False}))
 
     def tell_by(self, record: Execution | None) -> None:
         """How the kernel began, unless that was told: by this run, or by one that is on record."""
@@ -254,6 +263,8 @@ class LiveSession:
 
     def take(self, origin: Kept | Copy) -> None:
         """Begin to serve with a kernel that has outlived its gateway, or was copied from another session's."""
+        if isinstance(origin, Kept):
+            self.front_ends.recall()
         self._begin(origin)
 
     def _begin(self, origin: Kept | Copy | None = None) -> None:
@@ -262,6 +273,7 @@ class LiveSession:
         loop = asyncio.get_running_loop()
         self._started, self._stop = loop.create_future(), loop.create_future()
         self._used_since_start = False
+        self.show_kernel()
         self.front_ends.tell("starting")
         self._started.add_done_callback(lambda future: future.cancelled() or future.exception())
         self._owned.clear()
@@ -299,6 +311,7 @@ class LiveSession:
             self._failed(f"Internal error: {type(error).__name__}")
             self._not_started(started, StartFailed("The kernel could not be started."))
         finally:
+            self.front_ends.caught_up()
             self._not_started(started, StartFailed("The start was given up."))
             self.kernel = None
             self._started = self._stop = None
@@ -325,13 +338,15 @@ class LiveSession:
     async def _keep_on(self, kept: Kept, started: asyncio.Future[Kernel], stop: asyncio.Future[str]) -> bool:
         """Serve with a kernel that was kept; False if its start had been cut off, so that it may lack variables."""
         tools = self._tools
-        async with attached(tools.engine, kept, tools.context, tools.settings.start_timeout_s) as kernel:
+        async with attached(tools.engine, kept, tools.intake, tools.settings.start_timeout_s) as kernel:
             if self.session.state not in (State.READY, State.BUSY) and not await past_runs(
                 tools.engine.journal(kernel.id), kernel.channels.wire
             ):
                 return False
             with tools.metrics.kernels.track_inprogress():
                 self._unsure = True
+                self.missed = Missed(self.front_ends, kernel, tools.engine)
+                tools.spawn(self.missed.give())
                 await self._serve(kernel, started, stop)
         return True
 
@@ -341,11 +356,12 @@ class LiveSession:
                 await self._serve(copy.kernel, started, stop)
 
     async def _keep(self, launch: Launch, started: asyncio.Future[Kernel], stop: asyncio.Future[str]) -> None:
+        self.front_ends.caught_up()  # with nothing: it is another kernel
         tools, began = self._tools, time.perf_counter()
         async with contextlib.AsyncExitStack() as stack:
             async with tools.starting:
                 kernel = await stack.enter_async_context(
-                    running(tools.engine, launch, tools.context, tools.settings.start_timeout_s)
+                    running(tools.engine, launch, tools.intake, tools.settings.start_timeout_s)
                 )
             tools.metrics.kernel_starts.labels("ok").inc()
             tools.metrics.kernel_start_seconds.observe(time.perf_counter() - began)
@@ -391,8 +407,8 @@ class LiveSession:
         self.front_ends.tell("dead")
 
     async def _serve(self, kernel: Kernel, started: asyncio.Future[Kernel], stop: asyncio.Future[str]) -> None:
-        kernel.channels.listen(self._hear)
         kernel.channels.listen(partial(self.front_ends.hear, kernel.channels.wire.session))
+        kernel.channels.listen(self._hear)
         self.kernel = kernel
         if self.session.state is State.ERROR:
             self.move(State.INIT)
@@ -523,6 +539,7 @@ class LiveSession:
             if self.session.state is State.READY:
                 self.move(State.IDLE, reason)
             await self.stop_kernel(reason)
+            self.front_ends.tell("idle")  # whatever it was asked last: it wakes for the next thing
 
     def _check_quiet(self) -> None:
         if self.busy:
@@ -611,7 +628,7 @@ class LiveSession:
             if self.kernel is None:
                 raise KernelGone("Its kernel ended just now.")
             copying = duplicated(
-                tools.engine, self.kernel, launch_of(child, tools), fill, tools.context,
+                tools.engine, self.kernel, launch_of(child, tools), fill, tools.intake,
                 wait_s=wait_s, timeout_s=tools.settings.start_timeout_s,
             )  # fmt: skip
             kernel = await stack.enter_async_context(copying)
@@ -680,9 +697,18 @@ class LiveSession:
     def _hear(self, message: Message) -> None:
         """Outputs are told as they come, also what a thread prints after its cell, and its answer, have ended."""
         if message.parent_id is None or message.type in _UNTOLD:
+            self._stay_busy(message)
             return
         if event := Outputs(self._tools.settings.output_limit_bytes).add(message):
             self.events.add(event.kind, {**event.data, "execution_id": message.parent_id}, event.size_bytes)
+
+    def _stay_busy(self, message: Message) -> None:
+        """What is asked beside the cell that runs ends with `idle`: front ends are told that the kernel is not."""
+        run = self.current
+        if run is None or not run.keeps_busy or message.type != "status":
+            return
+        if message.content.get("execution_state") == "idle" and message.parent_id != run.request_header["msg_id"]:
+            self.front_ends.tell("busy")
 
 
 def launch_of(session: Session, tools: Tools) -> Launch:

@@ -12,7 +12,7 @@ from pydantic_core import to_json
 from gateway.config import MEBI, Settings
 from gateway.errors import Invalid, SessionNotFound, TooLarge
 from gateway.models.base import iso
-from gateway.models.executions import Execution, RunAnswer, RunRequest, Status
+from gateway.models.executions import Execution, ExecutionView, RunRequest, Status
 from gateway.models.notebooks import (
     CellRun,
     Notebook,
@@ -105,8 +105,27 @@ class NotebookService:
         for index in requests:
             content["cells"][index] |= {"outputs": [], "execution_count": None}
         series.view = under.view
-        self._series.begin(series, lambda: self._run(under, query, caller))
+        asked = {"notebook": content, "indexes": list(requests), "stop_on_error": query.stop_on_error}
+        await self._series.begin(series, "notebook", asked, lambda: self._run(under, query, caller))
         return series
+
+    async def past(self, session_id: str, run_id: str) -> NotebookRun:
+        """One that ended, or whose gateway did: as far as it came. Raises `SeriesNotFound`."""
+        uid = await self._sessions.uid_of(session_id)
+        series, kept = await self._series.past(uid, "notebook", run_id)
+        content, indexes = kept.asked["notebook"], kept.asked["indexes"]
+        by_index = {index: CellRun(index=index, cell_id=content["cells"][index].get("id")) for index in indexes}
+        under = _Under(session_id, content, {}, list(by_index.values()), series, by_index=by_index)
+        fine, all_ended = True, True
+        for index in indexes:
+            if (run := await self._series.past_run(uid, run_id, index)) is not None:
+                self._take(under, index, run)
+            cell = by_index[index]
+            all_ended = all_ended and cell.status not in (None, Status.QUEUED, Status.RUNNING)
+            fine = fine and self._went_well(under, index)
+        if all_ended and kept.finished_at is None:  # it ended with its gateway, or the like
+            series.status, series.reason = (SeriesStatus.OK if fine else SeriesStatus.ERROR), None
+        return under.view()
 
     async def _hold(self, session_id: str, notebook: dict[str, Any], caller: str) -> None:
         try:
@@ -131,11 +150,10 @@ class NotebookService:
         for index, request in under.requests.items():
             if not series.goes_on:
                 break
-            told = {"index": index, "cell_id": under.by_index[index].cell_id}
-            answer = await self._series.run(series, under.session_id, request, caller, **told)
+            cell_id = under.by_index[index].cell_id
+            answer = await self._series.run(series, under.session_id, request, caller, index=index, cell_id=cell_id)
             self._take(under, index, answer)
-            allowed = _FAILING_TAG in _tags(under.notebook["cells"][index]) and answer.status is Status.ERROR
-            if answer.status is Status.OK or allowed:
+            if self._went_well(under, index):
                 continue
             fine = False
             if query.stop_on_error:
@@ -143,7 +161,12 @@ class NotebookService:
                 break
         return fine
 
-    def _take(self, under: _Under, index: int, answer: RunAnswer) -> None:
+    def _went_well(self, under: _Under, index: int) -> bool:
+        status = under.by_index[index].status
+        allowed = _FAILING_TAG in _tags(under.notebook["cells"][index]) and status is Status.ERROR
+        return status is Status.OK or allowed
+
+    def _take(self, under: _Under, index: int, answer: ExecutionView) -> None:
         """Put what a cell gave into the notebook, unless that gets too large."""
         size_bytes = len(to_json(answer.outputs))
         fits = under.series.size_bytes + size_bytes <= _MOST_BYTES

@@ -7,6 +7,7 @@ from gateway.config import Settings
 from gateway.errors import ExecutionNotFound
 from gateway.models.base import now
 from gateway.models.executions import Execution, RunError, Status
+from gateway.services.asked import AskedCell
 from gateway.services.live_session import LiveSession
 from gateway.services.origin import of_old
 from gateway.services.recorder import Recorder
@@ -16,6 +17,8 @@ from kernels.journaled import PastRun, past_runs, retold
 from kernels.kernel import Kernel
 from kernels.messages import Wire
 from kernels.outputs import error_of
+
+NO_TIMEOUT_S = 31_536_000.0  # of a front end's cell, whose client interrupts it
 
 
 class PastRuns:
@@ -32,7 +35,8 @@ class PastRuns:
         open_ = {record.id: record for record in unfinished}
         runs = []
         for past in reversed(begun):
-            record = open_.pop(past.run_id, None) or await self._without_record(live, past)
+            by_us = past.asked_by == kernel.channels.wire.session
+            record = open_.pop(past.run_id, None) or await self._without_record(live, past, by_us=by_us)
             if record is None:
                 live.tell_by(None)
                 break  # it is on record, and so is all before it
@@ -43,21 +47,30 @@ class PastRuns:
                 past = PastRun(record.id, record.code, None, record.started_at.timestamp())
                 runs.insert(0, (record, past))
                 continue
+            if (front_end := live.front_ends.known(record.asked_by, record.created_by)) is not None:
+                header = {"msg_id": record.id, "msg_type": "execute_request", "session": record.asked_by}
+                asked = AskedCell.again(header, record.code, front_end, live.front_ends)
+                asked.conclude("Aborted", "The gateway stopped before this run began.", aborted=True)
             record.status, record.finished_at = Status.INTERRUPTED, now()
             record.error = RunError(ename="GatewayStopped", evalue="The gateway stopped before this run began.")
             live.outbox.execution(record)
             self._recorder.note_run(record, of_old(record.created_by))
         return runs[::-1]
 
-    async def _without_record(self, live: LiveSession, past: PastRun) -> Execution | None:
-        """The beginnings of a record for a run that the store has not heard of, or not of its begin; None if it has."""
+    async def _without_record(self, live: LiveSession, past: PastRun, *, by_us: bool) -> Execution | None:
+        """The beginnings of a record for a run that the store has not heard of, or not of its begin; None if it has.
+
+        Whoever is not the gateway is a front end.
+        """
         try:
             record = await self._store.get_execution(live.uid, past.run_id)
         except ExecutionNotFound:
+            timeout_s = self._settings.run_timeout_s if by_us else NO_TIMEOUT_S
             return Execution(
                 id=past.run_id, session_uid=live.uid, session_id=live.session.id, code=past.code,
+                source="api" if by_us else "jupyter", asked_by=None if by_us else past.asked_by,
                 queued_at=_moment(past.started_at),
-                timeout_s=live.session.default_timeout or self._settings.run_timeout_s,
+                timeout_s=live.session.default_timeout or timeout_s,
             )  # fmt: skip
         return record if record.started_at is None else None
 

@@ -3,7 +3,7 @@
 import asyncio
 from dataclasses import dataclass
 
-from gateway.models.executions import Execution, RunAnswer, RunRequest, Status
+from gateway.models.executions import Execution, ExecutionView, RunRequest, Status
 from gateway.models.notebooks import SeriesStatus
 from gateway.models.replays import Replay, ReplayCounts, ReplayedRun, ReplayRequest
 from gateway.models.snapshots import RemixSession
@@ -58,10 +58,7 @@ class ReplayService:
         What a run was given as `stdin` or `env` is not in the history: without it, it may fail.
         """
         uid = await self._sessions.uid_of(session_id)
-        runs = [
-            ReplayedRun(execution_id=run.id, code=run.code, before=run.status, duration_ms_before=run.duration_ms)
-            async for run in ended_runs(self._store, uid)
-        ][::-1]
+        runs = [_again(run) async for run in ended_runs(self._store, uid)][::-1]
         child = RemixSession(
             name=f"Replay of {session_id}", session_id=request.session_id, files=request.files, state=False
         )
@@ -70,8 +67,32 @@ class ReplayService:
         series.keep_on = request.background
         under = _Under(made.session.id, session_id, uid, runs, series)
         series.view = under.view
-        self._series.begin(series, lambda: self._run(under, request, caller))
+        asked = {
+            "session_id": made.session.id, "session_uid": made.session.uid, "runs": [run.execution_id for run in runs],
+        }  # fmt: skip
+        await self._series.begin(series, "replay", asked, lambda: self._run(under, request, caller))
         return series
+
+    async def past(self, session_id: str, replay_id: str) -> Replay:
+        """One that ended, or whose gateway did: as far as it came. Raises `SeriesNotFound`."""
+        uid = await self._sessions.uid_of(session_id)
+        series, kept = await self._series.past(uid, "replay", replay_id)
+        under = _Under(kept.asked["session_id"], session_id, uid, [], series)
+        for index, execution_id in enumerate(kept.asked["runs"]):
+            before = await self._store.get_execution(uid, execution_id)
+            run = _again(before)
+            under.runs.append(run)
+            if run.before in _NOT_AGAIN:
+                run.verdict, run.reason = "skipped", _NOT_AGAIN[run.before]
+                continue
+            after = await self._series.past_run(kept.asked["session_uid"], replay_id, index)
+            if after is not None and after.finished_at is not None:
+                await asyncio.to_thread(_judge, run, before, after)
+        verdicts = [run.verdict for run in under.runs]
+        if None not in verdicts and kept.finished_at is None:
+            series.status = SeriesStatus.ERROR if "failed" in verdicts else SeriesStatus.OK
+            series.reason = None
+        return under.view()
 
     async def _run(self, under: _Under, request: ReplayRequest, caller: str) -> bool:
         series = under.series
@@ -83,8 +104,9 @@ class ReplayService:
             else:
                 before = await self._store.get_execution(under.source_uid, run.execution_id)
                 again = RunRequest.model_construct(code=run.code, timeout=request.timeout or before.timeout_s)
-                told = {"index": index, "replayed": run.execution_id}
-                answer = await self._series.run(series, under.session_id, again, caller, **told)
+                answer = await self._series.run(
+                    series, under.session_id, again, caller, index=index, replayed=run.execution_id
+                )
                 await asyncio.to_thread(_judge, run, before, answer)
                 if not series.goes_on and answer.status is Status.INTERRUPTED:
                     run.verdict, run.reason = "skipped", series.reason
@@ -96,7 +118,11 @@ class ReplayService:
         return not any(run.verdict == "failed" for run in under.runs)
 
 
-def _judge(run: ReplayedRun, before: Execution, answer: RunAnswer) -> None:
+def _again(run: Execution) -> ReplayedRun:
+    return ReplayedRun(execution_id=run.id, code=run.code, before=run.status, duration_ms_before=run.duration_ms)
+
+
+def _judge(run: ReplayedRun, before: Execution, answer: ExecutionView) -> None:
     run.replayed_execution_id, run.after, run.duration_ms_after = (
         answer.execution_id, answer.status, answer.duration_ms,
     )  # fmt: skip

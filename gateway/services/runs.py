@@ -51,6 +51,16 @@ class Run:
         return self.record.id
 
     @property
+    def keeps_busy(self) -> bool:
+        """Whether its kernel has begun it and has not said that it is idle again."""
+        return self._cell is not None and not self._cell.request.idle_seen and not self.finished.is_set()
+
+    @property
+    def request_header(self) -> dict[str, Any]:
+        """What its cell's messages tell as their parent."""
+        return {"msg_id": self.id, "msg_type": "execute_request"} if self.asked is None else self.asked.request.header
+
+    @property
     def on_record(self) -> bool:
         """Whether it is written down: what a front end asks silently is not, as in Jupyter's own history."""
         return self.asked is None or not self.asked.silent
@@ -63,8 +73,17 @@ class Run:
     def running(self) -> bool:
         return self._cell is not None and not self.finished.is_set()
 
+    def so_far(self) -> list[tuple[str, dict[str, Any]]]:
+        """Type and content of what tells somebody who comes now what it has told; nothing before it has begun."""
+        if self._cell is None or self.finished.is_set() or not self.on_record:
+            return []
+        began = {"code": self.record.code, "execution_count": self._cell.execution_count}
+        return [("execute_input", began), *self._cell.outputs.as_published()]
+
     def begin(self, kernel: Kernel, cell: Cell) -> None:
         self._kernel, self._cell = kernel, cell
+        if self.waits_for_input and self.asked is not None and cell.input_request is not None:  # since before
+            self.asked.ask_input(cell.input_request)
 
     def on_event(self, event: Event) -> None:
         self.journal.add(event.kind, event.data, event.size_bytes)

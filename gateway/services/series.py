@@ -1,7 +1,8 @@
 """Runs of a session that follow one another: a notebook's cells, a history once more.
 
 They are in the session's queue one at a time, so that others are served in between. A series is of this process alone:
-when the gateway ends, the run under way lives on as any run does, and the later ones do not begin.
+when the gateway ends, the run under way lives on as any run does, and the later ones do not begin. What it was asked
+for is kept for a day, so that the next gateway can tell what came of it.
 """
 
 import asyncio
@@ -10,20 +11,24 @@ import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import aclosing, contextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
 from pydantic import BaseModel
 
 from gateway.config import MEBI, Settings
-from gateway.errors import GatewayError, NotFound
+from gateway.errors import ExecutionNotFound, GatewayError, NotFound
 from gateway.models.base import now
-from gateway.models.executions import RunAnswer, RunRequest
+from gateway.models.executions import ExecutionView, RunAnswer, RunRequest
+from gateway.models.idempotency import KeptAnswer
 from gateway.models.notebooks import SeriesStatus
+from gateway.models.series import KeptSeries, SeriesKind, run_id
 from gateway.services.executions import ExecutionService
+from gateway.services.idempotency import KEPT_FOR, full_key
 from gateway.services.journal import Journal
-from gateway.services.recorder import Spawn
+from gateway.services.recorder import Recorder, Spawn
 from gateway.services.runs import Run
 from kernels.errors import KernelsError
 
@@ -31,6 +36,9 @@ log = logging.getLogger(__name__)
 
 _REMEMBERED = 100
 _REMEMBERED_BYTES = 128 * MEBI
+
+
+_STOPPED = "The gateway stopped while it ran; what had not begun by then was not run."
 
 
 class SeriesNotFound(NotFound):
@@ -71,8 +79,9 @@ class Series:
 
 
 class SeriesService:
-    def __init__(self, settings: Settings, executions: ExecutionService, spawn: Spawn) -> None:
+    def __init__(self, settings: Settings, executions: ExecutionService, recorder: Recorder, spawn: Spawn) -> None:
         self._settings = settings
+        self._recorder = recorder
         self._executions = executions
         self._spawn = spawn
         self._known: OrderedDict[str, Series] = OrderedDict()
@@ -87,12 +96,47 @@ class SeriesService:
     def new(self, uid: str, *, interactive: bool) -> Series:
         return Series(uid, interactive=interactive, journal_bytes=2 * self._settings.output_limit_bytes)
 
-    def begin(self, series: Series, work: Callable[[], Awaitable[bool]]) -> None:
-        """Do its work, which tells whether all went well, in a task of its own."""
+    async def begin(
+        self, series: Series, kind: SeriesKind, asked: dict[str, Any], work: Callable[[], Awaitable[bool]]
+    ) -> None:
+        """Do its work, which tells whether all went well, in a task of its own; `asked` is kept, and must be JSON."""
+        kept = KeptSeries(
+            kind=kind, id=series.id, gateway_id=self._settings.gateway_id, asked=asked, started_at=series.started_at
+        )
+        asked_json = kept.model_dump_json()  # as it is now: its work writes into it
+        reservation = _answer(series.uid, kept)  # which also makes room: older ones go
+        await self._recorder.write(partial(self._recorder.store.reserve_answer, reservation, now() - KEPT_FOR))
         self._known[series.id] = series
-        self._spawn(self._perform(series, work))
+        self._spawn(self._perform(series, asked_json, work))
 
-    async def _perform(self, series: Series, work: Callable[[], Awaitable[bool]]) -> None:
+    async def past(self, uid: str, kind: SeriesKind, series_id: str) -> tuple[Series, KeptSeries]:
+        """One that is not under way here any more, and how it stands as far as is known. Raises `SeriesNotFound`."""
+        answer = await self._recorder.store.get_answer(_key(uid, series_id))
+        kept = None if answer is None else KeptSeries.model_validate_json(answer.body)
+        if kept is None or kept.kind != kind:
+            raise SeriesNotFound(series_id)
+        if kept.status is SeriesStatus.RUNNING and not await self._is_run_elsewhere(kept):
+            kept.status, kept.reason = SeriesStatus.INTERRUPTED, _STOPPED
+        series = self.new(uid, interactive=False)
+        series.id, series.status, series.reason = kept.id, kept.status, kept.reason
+        series.started_at, series.finished_at = kept.started_at, kept.finished_at
+        return series, kept
+
+    async def past_run(self, uid: str, series_id: str, index: int) -> ExecutionView | None:
+        """One of its runs, if it has begun; an earlier gateway may have begun it."""
+        try:
+            record = await self._executions.record(uid, run_id(series_id, index))
+        except ExecutionNotFound:
+            return None
+        return ExecutionView.of(record) if record.started_at is not None else None
+
+    async def _is_run_elsewhere(self, kept: KeptSeries) -> bool:
+        if kept.gateway_id == self._settings.gateway_id:
+            return False
+        stale_before = now() - timedelta(seconds=self._settings.holder_timeout_s)
+        return await self._recorder.store.is_alive(kept.gateway_id, stale_before)
+
+    async def _perform(self, series: Series, kept: str, work: Callable[[], Awaitable[bool]]) -> None:
         try:
             fine = await work()
             if series.status is SeriesStatus.RUNNING:
@@ -108,10 +152,17 @@ class SeriesService:
             series.journal.close()
             series.finished.set()
             self._forget_old()
+        ended = {"status": series.status, "reason": series.reason, "finished_at": series.finished_at}
+        answer = _answer(series.uid, KeptSeries.model_validate_json(kept).model_copy(update=ended))
+        await self._recorder.write(partial(self._recorder.store.keep_answer, answer))
 
-    async def run(self, series: Series, session_id: str, request: RunRequest, caller: str, **about: Any) -> RunAnswer:
+    async def run(
+        self, series: Series, session_id: str, request: RunRequest, caller: str, *, index: int, **about: Any
+    ) -> RunAnswer:
         """One run of the series, once it is over; its events go into the series' own, with all that is told `about`."""
-        async with self._executions.open(session_id, request, caller, interactive=series.interactive) as run:
+        about["index"], id_ = index, run_id(series.id, index)
+        opened = self._executions.open(session_id, request, caller, interactive=series.interactive, run_id=id_)
+        async with opened as run:
             series.current = run
             try:
                 async with aclosing(run.journal.follow()) as events:
@@ -161,3 +212,12 @@ class SeriesService:
             if series.finished.is_set():
                 del self._known[series.id]
                 total_bytes -= held_bytes(series)
+
+
+def _answer(uid: str, kept: KeptSeries) -> KeptAnswer:
+    body = kept.model_dump_json().encode()
+    return KeptAnswer(key=_key(uid, kept.id), request_digest=uid, created_at=now(), body=body)
+
+
+def _key(uid: str, series_id: str) -> str:
+    return full_key("series", uid, series_id)

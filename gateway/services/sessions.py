@@ -32,12 +32,12 @@ from gateway.models.sessions import (
     Move,
     Resources,
     Session,
-    SessionAgent,
     UpdateSession,
     check_size,
     size_bytes,
 )  # fmt: skip
 from gateway.services.admitted import admitted
+from gateway.services.agents import named
 from gateway.services.lasting import lasting
 from gateway.services.limits import most_sessions
 from gateway.services.live import Live
@@ -188,7 +188,9 @@ class SessionService:
 
     # Creating
 
-    async def create(self, request: CreateSession, caller: str, *, start: bool = True) -> Session:
+    async def create(
+        self, request: CreateSession, caller: str, *, start: bool = True, source: Literal["api", "jupyter"] = "api"
+    ) -> Session:
         """Keep a new session and begin to start its kernel. Raises `SessionExists`, `Invalid`."""
         self._recorder.check()
         self._live.check()
@@ -202,9 +204,10 @@ class SessionService:
             kernel=spec.name,
             image_found=image_found,
             state_reason=None if image_found is not False else f"No image {request.image_id!r}; the default is used.",
-            agents=[SessionAgent(id=agent_id) for agent_id in request.agent_ids],
+            agents=await named(self._store, request.agent_ids),
             waiting_timeout_seconds=request.waiting_timeout_seconds or self._settings.waiting_timeout_s,
             setup_status="pending" if request.setup else None,
+            source=source,
             created_by=caller,
             created_at=at,
             updated_at=at,

@@ -23,7 +23,7 @@ from gateway.errors import (
 )
 from gateway.models.base import new_id, now
 from gateway.models.pages import Page, PageRequest
-from gateway.models.sessions import Session, SessionAgent, check_size
+from gateway.models.sessions import Session, check_size
 from gateway.models.snapshots import (
     Chosen,
     CreateSnapshot,
@@ -34,6 +34,7 @@ from gateway.models.snapshots import (
     SnapshotFacts,
 )  # fmt: skip
 from gateway.models.unsaved import UnsavedVariable
+from gateway.services.agents import named
 from gateway.services.lasting import lasting
 from gateway.services.limits import most_sessions
 from gateway.services.live import Live
@@ -263,7 +264,7 @@ class SnapshotService:
         if request.starting_prompt is not None:
             changes["starting_prompt"] = request.starting_prompt
         if request.agent_ids is not None:
-            changes["agents"] = [SessionAgent(id=agent_id) for agent_id in request.agent_ids]
+            changes["agents"] = await named(self._store, request.agent_ids)
         if request.waiting_timeout_seconds is not None:
             changes["waiting_timeout_seconds"] = request.waiting_timeout_seconds
         return await self._carry_on(session_id, request, changes, caller)

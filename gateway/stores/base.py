@@ -19,6 +19,8 @@ from gateway.models.pages import Page, PageRequest, SessionFilter
 from gateway.models.sessions import Move, Session
 from gateway.models.snapshots import Snapshot
 from gateway.states import check_move
+from gateway.stores.agents import AgentStore
+from gateway.stores.memories import MemoryStore
 
 
 class StateChanged(Conflict):
@@ -109,7 +111,7 @@ def check_moves(moves: Sequence[Move]) -> None:
         check_move(move.before, move.after)
 
 
-class Store(Protocol):
+class Store(AgentStore, MemoryStore, Protocol):
     """Sessions by `uid`; only `get_session`, `create_session` and `undelete_session` know ids."""
 
     def opened(self) -> AbstractAsyncContextManager[None]:
@@ -298,6 +300,10 @@ class Store(Protocol):
         ...
 
     async def keep_answer(self, answer: KeptAnswer) -> None: ...
+
+    async def get_answer(self, key: str) -> KeptAnswer | None:
+        """What is kept under a key, however old."""
+        ...
 
     async def drop_answer(self, reservation: KeptAnswer) -> None:
         """Free the key, unless an answer was kept or another reservation made under it meanwhile."""

@@ -16,9 +16,11 @@ from gateway.errors import Invalid
 from gateway.models.executions import Execution
 from gateway.models.sessions import Move, Session
 from gateway.stores.base import NO_CHANGES, SessionChanges
+from gateway.stores.mongo_agents import MongoAgents
 from gateway.stores.mongo_audit import MongoAudit
 from gateway.stores.mongo_history import MongoHistory
 from gateway.stores.mongo_keys import MongoKeys
+from gateway.stores.mongo_memories import MongoMemories
 from gateway.stores.mongo_schema import Document
 from gateway.stores.mongo_sessions import MongoSessions
 from gateway.stores.mongo_snapshots import MongoSnapshots
@@ -39,7 +41,7 @@ _OPTIONS: dict[str, Any] = {
 }
 
 
-class MongoStore(MongoSessions, MongoSnapshots, MongoKeys, MongoHistory, MongoAudit):
+class MongoStore(MongoSessions, MongoSnapshots, MongoKeys, MongoAgents, MongoMemories, MongoHistory, MongoAudit):
     """See `Store` for what each method promises. The database is the one that `uri` names, or `gateway`."""
 
     def __init__(self, uri: str, driver: Driver = "motor") -> None:

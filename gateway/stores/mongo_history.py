@@ -100,8 +100,7 @@ class MongoHistory(Reach):
                 if kept["attempt"] == attempt:
                     return None
                 if kept["created_at"] >= iso(expired_before):
-                    body = await self._pieces.load(answer.key, kept["packed"])
-                    return KeptAnswer.model_validate({**kept, "key": answer.key, "body": unpack(body)})
+                    return await self._kept(kept)
                 await answers.delete_one({"_id": answer.key, "attempt": kept["attempt"]})
 
         with self._attempts.attempt("reserve", answer.key, answer.created_at) as attempt:
@@ -115,6 +114,17 @@ class MongoHistory(Reach):
             await self._collection("answers").replace_one({"_id": answer.key}, document, upsert=True)
 
         await self._reach(work)
+
+    async def get_answer(self, key: str) -> KeptAnswer | None:
+        async def work() -> KeptAnswer | None:
+            kept = await self._collection("answers").find_one({"_id": key})
+            return None if kept is None else await self._kept(kept)
+
+        return await self._reach(work)
+
+    async def _kept(self, document: Document) -> KeptAnswer:
+        body = await self._pieces.load(document["_id"], document["packed"])
+        return KeptAnswer.model_validate({**document, "key": document["_id"], "body": unpack(body)})
 
     async def drop_answer(self, reservation: KeptAnswer) -> None:
         unanswered = {"_id": reservation.key, "created_at": iso(reservation.created_at), "status": None}

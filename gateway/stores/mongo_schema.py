@@ -54,6 +54,17 @@ _INDEXES: dict[str, list[IndexModel]] = {
         IndexModel("session_uid", sparse=True, name="session"),
         IndexModel("made_at", expireAfterSeconds=_DAY_S, name="expiry"),
     ],
+    "agents": [
+        IndexModel("id", unique=True, partialFilterExpression={"live": True}, name="live_id"),
+        IndexModel([("id", ASCENDING), ("deleted_at", DESCENDING)], name="id"),
+        IndexModel([("live", ASCENDING), *_NEWEST], name="newest"),
+        IndexModel("window.id", sparse=True, name="window"),
+        IndexModel("window.expires_at", partialFilterExpression={"window.open": True}, name="open"),
+    ],
+    "memories": [
+        IndexModel([("agent_uid", ASCENDING), *_NEWEST], name="newest"),
+        IndexModel([("agent_uid", ASCENDING), ("words", ASCENDING), *_NEWEST], name="words"),
+    ],
     "answers": [IndexModel("made_at", expireAfterSeconds=_DAY_S, name="expiry")],
     "audit": [
         IndexModel("number", unique=True, partialFilterExpression={"number": {"$exists": True}}, name="number"),

@@ -52,6 +52,7 @@ from gateway.stores.packing import (
     unpack,
 )
 from gateway.stores.paging import AFTER_ALL, cut, executions_page, offset
+from gateway.stores.sqlite_agents import SqliteAgents
 from gateway.stores.sqlite_audit import append_audit, audit_after, list_audit
 from gateway.stores.sqlite_keys import (
     ANY_KEY,
@@ -63,6 +64,7 @@ from gateway.stores.sqlite_keys import (
     rotate_key,
     touch_key,
 )
+from gateway.stores.sqlite_memories import SqliteMemories
 from gateway.stores.sqlite_queries import SessionQuery
 from gateway.stores.sqlite_rows import check_quota, insert_session, live_session, live_uid, replace_session, write_move
 from gateway.stores.sqlite_schema import connect_reader, connect_writer
@@ -74,7 +76,7 @@ Result = TypeVar("Result")
 _POINT_READ_TIMEOUT_S = 0.1  # on the event loop: readers of a WAL file practically never wait
 
 
-class SqliteStore:
+class SqliteStore(SqliteAgents, SqliteMemories):
     """See `Store` for what each method promises."""
 
     def __init__(self, path: Path, *, busy_timeout_s: float = 2.0) -> None:
@@ -426,13 +428,17 @@ class SqliteStore:
             if row is None:
                 _keep(connection, answer, pack(answer.body))
                 return None
-            return KeptAnswer.model_validate(dict(zip(_ANSWER_FIELDS, row, strict=True)) | {"body": unpack(row[5])})
+            return _answer_of(row)
 
         return await self._write(work)
 
     async def keep_answer(self, answer: KeptAnswer) -> None:
         body = await pack_aside(answer.body)
         await self._write(lambda connection: _keep(connection, answer, body))
+
+    async def get_answer(self, key: str) -> KeptAnswer | None:
+        row = self._point(f"SELECT {', '.join(_ANSWER_FIELDS)} FROM answers WHERE key = ?", key)  # noqa: S608 - our own
+        return None if row is None else _answer_of(row)
 
     async def drop_answer(self, reservation: KeptAnswer) -> None:
         await self._write(
@@ -505,6 +511,10 @@ def _one_instant(connection: sqlite3.Connection) -> Iterator[None]:
         yield
     finally:
         connection.rollback()
+
+
+def _answer_of(row: Any) -> KeptAnswer:
+    return KeptAnswer.model_validate(dict(zip(_ANSWER_FIELDS, row, strict=True)) | {"body": unpack(row[5])})
 
 
 def _keep(connection: sqlite3.Connection, answer: KeptAnswer, body: bytes) -> None:

@@ -121,7 +121,42 @@ _MIGRATIONS: tuple[tuple[str, ...], ...] = (
         " (json_extract(document, '$.created_by'), created_at DESC, id DESC)"
         " WHERE loose = 1 AND json_extract(document, '$.created_by') > ''",  # which tells it from the index above
     ),
-    # After those of keys, and of agents: the chain of audit lines (`sequence` is null for what is older), which only
+    # 4: agents, each with its last window, and their memories. An index of words says which agent they are of, too.
+    (
+        """CREATE TABLE agents (
+            uid TEXT PRIMARY KEY,
+            id TEXT NOT NULL,
+            live INTEGER NOT NULL,
+            created_at TEXT NOT NULL,
+            deleted_at TEXT,
+            window_id TEXT,
+            open_until TEXT,
+            document TEXT NOT NULL
+        ) STRICT""",
+        "CREATE UNIQUE INDEX agents_live_id ON agents (id) WHERE live = 1",
+        "CREATE INDEX agents_id ON agents (id, deleted_at DESC)",
+        "CREATE INDEX agents_newest ON agents (live, created_at DESC, uid DESC)",
+        "CREATE UNIQUE INDEX agents_window ON agents (window_id) WHERE window_id IS NOT NULL",
+        "CREATE INDEX agents_open ON agents (open_until) WHERE open_until IS NOT NULL",
+        """CREATE TABLE memories (
+            number INTEGER PRIMARY KEY,
+            id TEXT NOT NULL UNIQUE,
+            agent_uid TEXT NOT NULL,
+            type TEXT NOT NULL,
+            confidence REAL NOT NULL,
+            created_at TEXT NOT NULL,
+            deleted_at TEXT,
+            expires_at TEXT,
+            version INTEGER NOT NULL,
+            words TEXT NOT NULL,
+            counts TEXT NOT NULL,
+            length INTEGER NOT NULL,
+            document TEXT NOT NULL
+        ) STRICT""",
+        "CREATE INDEX memories_newest ON memories (agent_uid, created_at DESC, id DESC)",
+        "CREATE VIRTUAL TABLE memory_words USING fts5 (words, content = '', tokenize = 'ascii', detail = 'none')",
+    ),
+    # 5: the chain of audit lines (`sequence` is null for what is older), which only
     # grows; limits of keys.
     (
         "ALTER TABLE audit ADD COLUMN sequence INTEGER",

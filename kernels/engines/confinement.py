@@ -26,10 +26,16 @@ Isolation = Literal["strict", "best-effort", "none"]
 
 _TURNED_OFF = "isolation is off"
 _TMP_BYTES = 1 << 30
+_LEAST_TMP_BYTES = 1 << 20
+_NICE = 10  # where there are no groups, gateway and keeper come first all the same
 _OPEN_FILES = 4096
 _FRESH_S = 60.0
 _SETUPS = 1000  # users of the host that setups become, and kernels do not
 _HOSTNAME = "session"
+_WITHOUT_GROUPS = (
+    "so memory is looked at a few times a second, temporary files have half of it at most, and the processors are "
+    "shared by processes, those of sessions after those of the gateway"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +90,15 @@ class Confinement:
         plan = self.plan(launch.spec, launch.network, interpreters)
         if self.host.cgroups is None and (self.host.own_uids or _counts_processes_by_namespace()):
             limits["processes"] = launch.limits.pids
+        if self.host.cgroups is None:
+            limits["nice"] = _NICE
+            if plan.get("tmp_bytes") and launch.limits.memory_bytes is not None:
+                # Two of them, and nothing counts what is in them before it is looked at.
+                limits["tmp_bytes"] = min(_TMP_BYTES, max(_LEAST_TMP_BYTES, launch.limits.memory_bytes // 2))
+                plan = {**plan, "tmp_bytes": limits["tmp_bytes"], "shm_bytes": limits["tmp_bytes"]}
         missing = {wall.name: wall.reason for wall in self.host.missing}
+        if "cgroup" in missing:
+            missing["cgroup"] += f"; {_WITHOUT_GROUPS}"
         if launch.network == "host":
             missing["network"] = "the session has the network of this host"
         else:
@@ -93,6 +107,8 @@ class Confinement:
 
     def plan(self, spec: Kernelspec, network: Literal["none", "host"], interpreters: Iterable[Path]) -> dict[str, Any]:
         """The same for all kernels of a kind; who starts one gives it one of its `uids` (a range) as `uid`."""
+        if self._isolation == "none":
+            return {}
         key = (network, spec.resource_dir, tuple(interpreters))
         made_at, plan = self._plans.get(key, (-_FRESH_S, {}))
         if time.monotonic() - made_at > _FRESH_S:  # what a host has in /etc changes

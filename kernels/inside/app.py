@@ -25,6 +25,7 @@ from traitlets import default
 from .duplicate import Reborn, is_own_socket, open_fds
 from .forks import own_pipes
 from .heartbeat import answer_when_asked
+from .history import keep_history
 from .kernel import GatewayKernel
 from .publisher import Publisher
 from .rebirth import be_reborn, say_ready
@@ -85,6 +86,7 @@ class GatewayKernelApp(IPKernelApp):
             user_ns=self.user_ns,
         )
         self.displayhook.get_execution_count = lambda: kernel.execution_count
+        keep_history(kernel.shell)
 
     def connect(self) -> None:
         """Open the sockets that the connection file names; nothing is said before `start`."""

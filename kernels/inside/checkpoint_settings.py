@@ -19,7 +19,9 @@ from typing import Any
 
 _START = "session_gateway_start"
 _OWN_VARIABLES = ("JPY_", "KERNEL_", "SESSION_GATEWAY_")  # each kernel is given its own
-_NO_OPTIONS = frozenset(["HistoryManager", "ProfileDir", "KernelApp", "ZMQShellDisplayHook", "ZMQDisplayPublisher"])
+_NO_OPTIONS = frozenset(
+    ["HistoryManager", "SessionHistory", "ProfileDir", "KernelApp", "ZMQShellDisplayHook", "ZMQDisplayPublisher"]
+)
 _PLAIN = (bool, int, float, str)
 
 

@@ -38,6 +38,7 @@ def main() -> None:
     told = order.get("tell")
     if told is None:
         be_subreaper()
+        signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON)  # until there is somebody to pass them on to
     else:
         os.set_inheritable(told, False)
     walls = beside("walls")
@@ -111,6 +112,7 @@ def _become(walls: Any, order: dict[str, Any], argv: list[str], theirs: socket.s
         os.chdir(order.get("cwd", "/"))
         for number in (signal.SIGPIPE, signal.SIGXFSZ):  # which Python ignores
             signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _PASSED_ON)
         theirs.send(json.dumps({"walls": standing}).encode())
     except walls.WallError as error:
         theirs.send(json.dumps([error.wall, error.reason]).encode())
@@ -134,6 +136,7 @@ def _accompany(forked: Any) -> None:
 
     for passed in _PASSED_ON:
         signal.signal(passed, pass_on)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _PASSED_ON)
     status = os.waitpid(forked.pid, 0)[1]
     if forked.init_pid is not None:
         os.kill(forked.init_pid, signal.SIGKILL)

@@ -76,6 +76,7 @@ class GatewayKernel(IPythonKernel):
     def start(self) -> None:
         """Like ipykernel's, but for the debugger, which is made ready by its first request."""
         self.shell.exit_now = False
+        self.shell.keepkernel_on_exit = True  # `exit()` ends a cell: else all variables are gone a moment later
         self.shell_channel_thread = ShellChannel(
             self, self._shell_socket, asyncio.get_event_loop_policy().get_event_loop(), self.context
         )

@@ -43,8 +43,8 @@ def build(plan: Mapping[str, Any], trees: Mapping[str, int]) -> None:
     os.chdir(_STAGE)
     for folder in ("proc", "dev", "tmp", "run", "var", "etc", "dev/pts", "dev/shm"):
         os.mkdir(folder)
-    system.mount("mount", "tmpfs", "tmp", _SAFE, _bounded(plan["tmp_bytes"]))
-    system.mount("mount", "tmpfs", "dev/shm", _SAFE | system.MS_NOEXEC, _bounded(plan["shm_bytes"]))
+    system.mount("mount", "tmpfs", "tmp", _SAFE, f"mode=1777,{_bounded(plan['tmp_bytes'])}")
+    system.mount("mount", "tmpfs", "dev/shm", _SAFE | system.MS_NOEXEC, f"mode=1777,{_bounded(plan['shm_bytes'])}")
     _place(trees)
     for path, target in plan.get("links", {}).items():
         if not os.path.lexists(path[1:]):
@@ -73,6 +73,12 @@ def finish(trees: Mapping[str, int]) -> None:
     _place(trees)
     os.umask(before)
     system.mount("mount", "", "/", system.MS_REMOUNT | system.MS_BIND | system.MS_RDONLY | _SAFE)
+
+
+def bound_temporary(size_bytes: int) -> None:
+    """Each of the folders that are in memory, from now on."""
+    for path, flags in (("/tmp", _SAFE), ("/dev/shm", _SAFE | system.MS_NOEXEC)):  # noqa: S108 - its own
+        system.mount("mount", "tmpfs", path, system.MS_REMOUNT | flags, _bounded(size_bytes))
 
 
 def _place(trees: Mapping[str, int]) -> None:
@@ -110,4 +116,4 @@ def mount_proc(before: str = "") -> None:
 
 
 def _bounded(size_bytes: int) -> str:
-    return f"mode=1777,size={size_bytes},nr_inodes={max(1024, min(262_144, size_bytes // 4096))}"
+    return f"size={size_bytes},nr_inodes={max(1024, min(262_144, size_bytes // 4096))}"

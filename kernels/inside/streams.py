@@ -13,6 +13,7 @@ import termios
 import threading
 import time
 import weakref
+from collections.abc import Callable, Iterator
 from io import StringIO
 from typing import Any, ClassVar
 
@@ -38,6 +39,7 @@ class BoundedStream(OutStream):
     _quick_parent: Any = None  # and whose output is in it
     _sending = False  # whether a thread is about to send what was written
     _timer: Timer | None = None
+    take_down: Callable[[str], None] = staticmethod(lambda text: None)  # what is sent, for the history of the cell
     _fid: int
     _all: ClassVar[weakref.WeakSet[BoundedStream]] = weakref.WeakSet()
     _forked = False  # whether this is a child that the session has forked
@@ -113,6 +115,11 @@ class BoundedStream(OutStream):
         with self._buffer_lock:
             self._quick = self._quick_parent = None
             return super()._rotate_buffers()
+
+    def _flush_buffers(self) -> Iterator[Any]:
+        for parent, text in super()._flush_buffers():
+            self.take_down(text)
+            yield parent, text
 
     def flush(self) -> None:
         self._unsent = 0

@@ -14,10 +14,12 @@ import os
 import resource
 import signal
 import socket
-from collections.abc import Callable, Mapping
+import struct
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from . import inits, roots, seccomp, system
+from .forks import go_on_elsewhere
 from .system import WallError
 
 __all__ = ["Forked", "WallError", "close", "close_descriptors", "enter", "fork", "open_trees"]
@@ -34,6 +36,7 @@ NAMESPACES = {
     "uts": system.CLONE_NEWUTS,
     "network": system.CLONE_NEWNET,
 }
+_CREDENTIALS = struct.Struct("iII")  # pid, uid, gid
 _ATTRIBUTES = system.MOUNT_NOSUID | system.MOUNT_NODEV
 
 
@@ -70,32 +73,37 @@ def enter(read_only: Mapping[str, str] | None = None) -> None:
         system.prctl("user", system.PR_CAP_AMBIENT, system.AMBIENT_RAISE, capability)
 
 
-def fork(plan: Plan, before_exit: Callable[[], None] | None = None, *, master: int | None = None) -> Forked | None:
+def fork(plan: Plan, *, master: int | None = None) -> Forked | None:
     """Fork a session's process; None in it. Returns when its first walls stand. Raises `WallError`, in the parent only.
 
-    `before_exit` is called in the process between the two, before it ends. `master` is a pidfd of the process with
-    which everything behind the walls ends, where they have a pid namespace; no session gets it.
+    `master` is a pidfd of the process with which everything behind the walls ends, where they have a pid namespace; no
+    session gets it.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
     if plan.get("seccomp"):
         seccomp.filter_program()  # once, here, and not in each child
     program = inits.opened() if "pid" in plan.get("namespaces", ()) else None
     middle = os.fork()
     if middle == 0:
         ours.close()
-        _Middle(plan, theirs, program, before_exit, master).fork()
+        _Middle(plan, theirs, program, master).fork()
         return None
     theirs.close()
-    try:
-        forked = _accompany(plan, middle, ours)
-    finally:
-        ours.close()
-        if program is not None:
-            os.close(program)
-        status = os.waitpid(middle, 0)[1]
-    if status:
-        _end(forked)
-        raise WallError("fork", "what was to be done before the end of the process between has failed")
+    with ours:
+        try:
+            forked = _accompany(plan, middle, ours)
+        finally:
+            os.kill(middle, signal.SIGKILL)  # it stands still if the session took over its memory
+            os.waitpid(middle, 0)
+            if program is not None:
+                os.close(program)
+        try:
+            ours.send(b"alone")
+            _hear(ours)
+        except BaseException:
+            _end(forked)
+            raise
     return forked
 
 
@@ -120,10 +128,13 @@ def close(plan: Plan, trees: Mapping[str, int], *, hostname: str, limits: Mappin
     """Put up what is left, in the child; it can't be undone. Returns the names of the walls that stand.
 
     The trees are mounted where they are outside, and their descriptors closed. Limits: `open_files`, `processes`,
-    `file_bytes`, `data_bytes`, `oom_score`; each may be missing. Raises `WallError`: the process must end then.
+    `file_bytes`, `data_bytes`, `oom_score`, `nice`, `tmp_bytes`; each may be missing. Raises `WallError`: the process
+    must end then.
     """
     walls = list(plan.get("namespaces", ()))
     if "mount" in walls:
+        if limits.get("tmp_bytes"):
+            roots.bound_temporary(limits["tmp_bytes"])
         roots.finish(trees)
     for tree in trees.values():
         os.close(tree)
@@ -136,7 +147,7 @@ def close(plan: Plan, trees: Mapping[str, int], *, hostname: str, limits: Mappin
         system.unshare("cgroup", system.CLONE_NEWCGROUP)
     _limit(limits)
     walls.append("limits")
-    if not plan:
+    if not plan.keys() - {"uid", "cgroups"}:
         return walls
     system.drop_capabilities("capabilities")
     system.prctl("capabilities", system.PR_SET_DUMPABLE, 1)
@@ -168,26 +179,32 @@ def _highest_descriptor() -> int:
 
 
 def _accompany(plan: Plan, middle: int, ours: socket.socket) -> Forked:
-    """What only the forking process can do for the other two; until the session's process says that it is ready."""
+    """What only the forking process can do for the one between, until that is the session."""
     forked = Forked(0, None, None)
-    ready = False
     try:
-        while not (ready and forked.pid):
-            message = json.loads(ours.recv(65536) or b'{"wall": "fork", "reason": "a process ended on the way"}')
-            if "reason" in message:
-                raise WallError(message["wall"], message["reason"])
-            if "pid" in message:
+        while not forked.pid:
+            message, pid = _hear(ours)
+            if "init_pid" in message:
                 forked = forked._replace(**message)
             elif "wants" in message:
                 _map(middle, plan["uid"])
                 forked = forked._replace(user_ns=os.open(f"/proc/{middle}/ns/user", os.O_RDONLY | os.O_CLOEXEC))
                 _send_trees(ours, readable_trees(plan["read_only"], forked.user_ns))
             else:
-                ready = True
+                forked = forked._replace(pid=pid)
     except BaseException:
         _end(forked)
         raise
     return forked
+
+
+def _hear(ours: socket.socket) -> tuple[dict[str, Any], int]:
+    """What one of the others says, and its number here. Raises `WallError` if it failed."""
+    data, beside, _, _ = ours.recvmsg(65536, socket.CMSG_SPACE(_CREDENTIALS.size))
+    message = json.loads(data or b'{"wall": "fork", "reason": "a process ended on the way"}')
+    if "reason" in message:
+        raise WallError(message["wall"], message["reason"])
+    return message, _CREDENTIALS.unpack(beside[0][2])[0]
 
 
 def _send_trees(to: socket.socket, trees: Mapping[str, int]) -> None:
@@ -242,36 +259,34 @@ def readable_trees(paths: list[str], user_ns: int | None) -> dict[str, int]:
 
 
 class _Middle:
-    """The process between: it unshares, forks the session and its init, and ends, so that they are the subreaper's."""
+    """The process between: it unshares; the session goes on from it and is the subreaper's once this one is ended."""
 
     def __init__(
-        self, plan: Plan, theirs: socket.socket, program: int | None, before_exit: Callable[[], None] | None,
-        master: int | None,
+        self, plan: Plan, theirs: socket.socket, program: int | None, master: int | None
     ) -> None:  # fmt: skip
         self._plan = plan
         self._namespaces = plan.get("namespaces", ())
         self._theirs = theirs
         self._program = program
-        self._before_exit = before_exit
         self._master = master
         self._trees: dict[str, int] = {}
 
     def fork(self) -> None:
+        init_pid: int | None = None
         try:
             self._join_cgroups()
             if self._namespaces:
                 self._unshare()
-            init_pid = self._start_init()
-            pid = os.fork()
-            if pid == 0:
-                self._become_session()
-                return
-            self._tell({"pid": pid, "init_pid": init_pid})
-            if self._before_exit is not None:
-                self._before_exit()
+            self._tell({"init_pid": self._start_init()})
+            if not go_on_elsewhere() and os.fork():
+                os._exit(0)
+            self._tell({})
+            self._theirs.recv(64)  # once it has ended: this one must not end before it
+            self._become_session()
         except BaseException as error:
+            if init_pid is not None:  # which nobody would hear of, and so never end
+                os.kill(init_pid, signal.SIGKILL)
             self._fail(error)
-        os._exit(0)
 
     def _join_cgroups(self) -> None:
         for folder in self._plan.get("cgroups", ()):
@@ -364,6 +379,8 @@ def _limit(limits: Mapping[str, Any]) -> None:
     }
     if limits.get("oom_score") is not None:
         _write("limits", "/proc/self/oom_score_adj", str(limits["oom_score"]))
+    if limits.get("nice"):
+        os.nice(limits["nice"])
     for kind, value in wanted.items():
         if value is None:
             continue

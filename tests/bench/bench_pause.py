@@ -14,11 +14,10 @@ import time
 from pathlib import Path
 from uuid import uuid4
 
-import zmq.asyncio
-
 from kernels import checkpoint
 from kernels.engine import Launch
 from kernels.engines.local import LocalEngine
+from kernels.intake import Intake
 from kernels.kernel import Kernel, running
 
 EVERY_S = 0.01
@@ -45,17 +44,14 @@ async def round_trips(kernel: Kernel, until: "asyncio.Task[object]") -> list[flo
 
 
 async def measure(rounds: int, megabytes: int) -> None:
-    context = zmq.asyncio.Context()
+    intake = Intake()
     with tempfile.TemporaryDirectory() as folder:
         engine = LocalEngine(Path(folder) / "data")
         async with engine.opened():
-            await measure_with(engine, context, Path(folder) / "checkpoint", rounds, megabytes)
-    context.destroy(linger=0)
+            await measure_with(engine, intake, Path(folder) / "checkpoint", rounds, megabytes)
 
 
-async def measure_with(
-    engine: LocalEngine, context: zmq.asyncio.Context, folder: Path, rounds: int, megabytes: int
-) -> None:
+async def measure_with(engine: LocalEngine, intake: Intake, folder: Path, rounds: int, megabytes: int) -> None:
     figures: dict[str, list[float]] = {}
 
     def launch() -> Launch:
@@ -64,7 +60,7 @@ async def measure_with(
     def note(name: str, *values: float) -> None:
         figures.setdefault(name, []).extend(values)
 
-    async with running(engine, launch(), context, 60) as kernel:
+    async with running(engine, launch(), intake, 60) as kernel:
         await run(kernel, f"import numpy as np; a = np.ones({megabytes} * 1_000_000 // 8)")
         for _ in range(rounds):
             quiet = await round_trips(kernel, asyncio.create_task(asyncio.sleep(BEFORE_S)))
@@ -80,7 +76,7 @@ async def measure_with(
             note("median run without, ms", statistics.median(quiet))
             note("median run during, ms", statistics.median(busy))
     for _ in range(rounds):
-        async with running(engine, launch(), context, 60) as kernel:
+        async with running(engine, launch(), intake, 60) as kernel:
             await run(kernel, "import numpy")
             began = time.perf_counter()
             await checkpoint.load(kernel.channels, str(folder), timeout_s=60)

@@ -17,20 +17,20 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import zmq.asyncio
 from jupyter_client.manager import AsyncKernelManager
 
 from kernels.engine import Launch
 from kernels.engines.local import LocalEngine
+from kernels.intake import Intake
 from kernels.kernel import Kernel, running
 
 Times = tuple[float, float, float]  # until it is attached to, until its first result, from leaving it to its end
 
 
-async def of_ours(engine: LocalEngine, context: zmq.asyncio.Context) -> Times:
+async def of_ours(engine: LocalEngine, intake: Intake) -> Times:
     launch = Launch(kernel_id=str(uuid4()), place=uuid4().hex, spec=engine.kernelspecs()["python3"])
     began = time.perf_counter()
-    async with running(engine, launch, context, 60) as kernel:
+    async with running(engine, launch, intake, 60) as kernel:
         attached = time.perf_counter()
         await first_run(kernel)
         ran = time.perf_counter()
@@ -63,11 +63,10 @@ async def of_jupyter_client(folder: str) -> Times:
 @asynccontextmanager
 async def engine_of(folder: Path, **settings: Any) -> AsyncIterator[Callable[[], Awaitable[Times]]]:
     """Ready: its first kernel has come and gone."""
-    engine, context = LocalEngine(folder, **settings), zmq.asyncio.Context()
+    engine, intake = LocalEngine(folder, **settings), Intake()
     async with engine.opened():
-        await of_ours(engine, context)
-        yield lambda: of_ours(engine, context)
-    context.destroy(linger=0)
+        await of_ours(engine, intake)
+        yield lambda: of_ours(engine, intake)
 
 
 async def compare(rounds: int, at_once: int) -> None:

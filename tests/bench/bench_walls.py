@@ -29,7 +29,7 @@ def plans() -> dict[str, dict[str, Any]]:
     host = sandbox.host_walls()
     readable = [sandbox.INSIDE, *sandbox.interpreter_paths(Path(sys.executable))]
     full = sandbox.plan(host, network="none", read_only=readable, tmp_bytes=1 << 26, uid=None)
-    rows: dict[str, dict[str, Any]] = {"no walls (two forks)": {}}
+    rows: dict[str, dict[str, Any]] = {"no walls": {}}
     bare = {"namespaces": [], "cgroups": [], "seccomp": False}
     rows["+ no capabilities, no new privileges"] = bare
     rows["+ seccomp"] = bare = {**bare, "seccomp": full["seccomp"]}

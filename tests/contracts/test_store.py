@@ -980,6 +980,8 @@ async def test_a_kept_answer_is_given_again(store: Store, body: bytes) -> None:
     await store.keep_answer(kept)
 
     assert await store.reserve_answer(new_answer(), LONG_AGO) == kept
+    assert await store.get_answer(kept.key) == kept
+    assert await store.get_answer("another") is None
 
 
 async def test_a_key_that_is_dropped_or_expired_is_free(store: Store) -> None:

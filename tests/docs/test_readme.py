@@ -52,6 +52,8 @@ async def test_every_command_of_the_readme_works(tmp_path: Path) -> None:
         '"parent_id":"demo"',
         '"stdout":"20\\n"',
         '"kind":"import"',
+        '"answer":"The customer wants deliveries in the morning. [1]","method":"extractive"',
+        '"time_remaining_minutes":7',
         '"isolation":{"walls":',
         "wall capabilities",
         "run by 42",

@@ -10,6 +10,7 @@ end of a kernel, and every copy of files.
 """
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -19,6 +20,8 @@ from collections.abc import Awaitable, Callable
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 import gateway.app
 import kernels.checkpoint
@@ -51,7 +54,8 @@ class Striker:
                 (self._folder / "struck").write_text(name)
                 if victim != "gateway":
                     for kernel in kernels_of(self._folder / "data"):
-                        kernel.kill()
+                        with contextlib.suppress(psutil.NoSuchProcess):
+                            kernel.kill()
                 if victim != "kernel":
                     os.kill(os.getpid(), signal.SIGKILL)
 

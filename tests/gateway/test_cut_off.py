@@ -68,8 +68,12 @@ async def staged(folder: Path) -> AsyncIterator[Staged]:
         yield gateway
     finally:
         await gateway.api.__aexit__()
-        for serving in psutil.Process(process.pid).children():
-            serving.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGSTOP)  # no more gateways
+        serving = psutil.Process(process.pid).children()
+        process.kill()
+        for one in serving:
+            one.terminate()
+        await asyncio.to_thread(psutil.wait_procs, serving)
         await asyncio.to_thread(process.communicate)
 
 

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import zmq.asyncio
-
 from kernels.engine import Launch, Limits
 from kernels.engines.local import LocalEngine
+from kernels.intake import Intake
 from kernels.kernel import running
 
 
@@ -30,7 +29,7 @@ async def main(data_dir: str, kernel_name: str, first: str, second: str, memory_
             spec=engine.kernelspecs()[kernel_name],
             limits=Limits(memory_bytes=int(memory_bytes) if memory_bytes else None),
         )
-        async with running(engine, launch, zmq.asyncio.Context(), 60) as kernel:
+        async with running(engine, launch, Intake(), 60) as kernel:
             async with kernel.execute(uuid4().hex, first, on_event=lambda event: None, **rest) as cell:
                 await kernel.finish(cell)
             run_id = uuid4().hex

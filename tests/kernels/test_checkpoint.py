@@ -15,15 +15,15 @@ from uuid import uuid4
 
 import psutil
 import pytest
-import zmq.asyncio
 
 from kernels import asking, checkpoint
 from kernels.checkpoint import Unsaved
 from kernels.engine import Launch
 from kernels.engines.local import LocalEngine
 from kernels.errors import CheckpointFailed, KernelBusy
+from kernels.intake import Intake
 from kernels.kernel import Kernel, running
-from tests.kernels.test_kernel import context, executing, launch, run  # noqa: F401
+from tests.kernels.test_kernel import executing, intake, launch, run  # noqa: F401
 
 # An object that, when it is saved, says who saves it and waits until it is told to go on.
 SLOW = """
@@ -107,10 +107,10 @@ def launched(engine: LocalEngine) -> Launch:
 @pytest.fixture
 async def kernel(
     engine: LocalEngine,
-    context: zmq.asyncio.Context,  # noqa: F811
+    intake: Intake,  # noqa: F811
     launched: Launch,
 ) -> AsyncIterator[Kernel]:
-    async with running(engine, launched, context, 60) as started:
+    async with running(engine, launched, intake, 60) as started:
         yield started
 
 
@@ -122,12 +122,12 @@ def place(tmp_path: Path, launched: Launch) -> Path:
 @pytest.fixture
 async def fresh(
     engine: LocalEngine,
-    context: zmq.asyncio.Context,  # noqa: F811
+    intake: Intake,  # noqa: F811
     tmp_path: Path,
 ) -> AsyncIterator[Session]:
     """Another session, for the same checkpoint."""
     other = launch(engine)
-    async with running(engine, other, context, 60) as started:
+    async with running(engine, other, intake, 60) as started:
         yield Session(started, tmp_path / "sessions" / other.place / "workspace", tmp_path / "checkpoint")
 
 
@@ -158,7 +158,7 @@ async def test_a_session_goes_on_in_a_fresh_kernel(session: Session, fresh: Sess
 
 
 async def test_behind_walls_checkpoints_leave_and_come_through_folders_lent_to_the_session(
-    context: zmq.asyncio.Context,  # noqa: F811
+    intake: Intake,  # noqa: F811
     tmp_path: Path,
 ) -> None:
     engine = LocalEngine(tmp_path)
@@ -166,7 +166,7 @@ async def test_behind_walls_checkpoints_leave_and_come_through_folders_lent_to_t
     workspace = tmp_path / "sessions" / first.place / "workspace"
     async with engine.opened():
         async with (
-            running(engine, first, context, 60) as kernel,
+            running(engine, first, intake, 60) as kernel,
             engine.snapshots.state_folder(first.place) as killed,
             engine.snapshots.state_folder(first.place) as whole,
         ):
@@ -184,7 +184,7 @@ async def test_behind_walls_checkpoints_leave_and_come_through_folders_lent_to_t
             await session.save()
             await engine.snapshots.save(first.place, "saved", state=whole, files=False, facts={})
         await engine.snapshots.copy(first.place, "saved", second.place, "copied")
-        async with running(engine, second, context, 60) as kernel:
+        async with running(engine, second, intake, 60) as kernel:
             async with engine.snapshots.state(second.place, "copied") as lent:
                 assert lent is not None
                 restored = await checkpoint.load(kernel.channels, lent, timeout_s=60)
@@ -498,7 +498,7 @@ async def test_a_checkpoint_comes_back_from_extents_of_packs(session: Session) -
 
 async def test_a_kernel_that_is_not_ours_does_not_answer(
     engine: LocalEngine,
-    context: zmq.asyncio.Context,  # noqa: F811
+    intake: Intake,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
@@ -506,7 +506,7 @@ async def test_a_kernel_that_is_not_ours_does_not_answer(
     stock = launch(engine)
     code = "from ipykernel.kernelapp import launch_new_instance; launch_new_instance()"
     spec = replace(stock.spec, argv=(stock.spec.argv[0], "-c", code, "-f", "{connection_file}"))
-    async with running(engine, replace(stock, spec=spec, kernel_id=str(uuid4())), context, 60) as other:
+    async with running(engine, replace(stock, spec=spec, kernel_id=str(uuid4())), intake, 60) as other:
         assert not other.is_ours
         with pytest.raises(CheckpointFailed, match="did not answer"):
             await checkpoint.save(other.channels, str(tmp_path / "checkpoint"), wait_s=0, timeout_s=0)

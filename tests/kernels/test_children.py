@@ -50,6 +50,45 @@ async def test_without_a_group_memory_of_its_children_ends_a_kernel(tmp_path: Pa
     assert f"its limit is {LIMIT_BYTES:,}" in exit_.reason
 
 
+async def test_without_a_group_files_that_are_nowhere_but_in_memory_count(tmp_path: Path) -> None:
+    fill = "import os, time; fd = os.memfd_create('x'); [os.write(fd, bytes(1_000_000)) for _ in range(400)]"
+    hungry = child(tmp_path, f"{fill}; time.sleep(60)")
+    await hungry.launch()
+    watching = asyncio.create_task(MemoryWatch({hungry.id: hungry}).watch())
+
+    async with asyncio.timeout(30):
+        exit_ = await hungry.ended()
+    watching.cancel()
+
+    assert exit_.out_of_memory
+
+
+async def test_without_a_group_memory_that_is_mapped_twice_counts_once(tmp_path: Path) -> None:
+    """Shared, in a file that is nowhere, by two processes: less than the limit, but for who counts it twice."""
+    code = """
+import mmap, os, time
+fd = os.memfd_create('x')
+os.ftruncate(fd, 150_000_000)
+mapped = mmap.mmap(fd, 150_000_000)
+mapped[:] = bytes(1) * 150_000_000
+if os.fork() == 0: sum(mapped[::4096])
+print('there', flush=True)
+while True: pass
+"""
+    calm = child(tmp_path, code)
+    await calm.launch()
+    async with asyncio.timeout(30):
+        while (tmp_path / "kernel.log").read_text().count("there") < 2:
+            await asyncio.sleep(0.02)
+
+    watching = asyncio.create_task(MemoryWatch({calm.id: calm}).watch())
+    await asyncio.sleep(1.5)
+
+    assert calm.running
+    watching.cancel()
+    await calm.kill("It was ended.")
+
+
 async def test_a_process_that_was_ended_for_memory_long_ago_is_not_why_its_kernel_is_killed(tmp_path: Path) -> None:
     hierarchy, reason = cgroups.found()
     if hierarchy is None:

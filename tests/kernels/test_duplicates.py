@@ -15,14 +15,14 @@ from uuid import uuid4
 
 import psutil
 import pytest
-import zmq.asyncio
 
 from kernels.engine import Launch, Limits
 from kernels.engines.local import LocalEngine
 from kernels.errors import KernelGone, KernelsError, StartFailed
+from kernels.intake import Intake
 from kernels.kernel import Kernel, duplicated, running
 from tests.gateways import keepers_of
-from tests.kernels.test_kernel import context, run  # noqa: F401
+from tests.kernels.test_kernel import intake, run  # noqa: F401
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="live duplicates need Linux")
 
@@ -51,15 +51,15 @@ def launch(engine: LocalEngine, place: str, **changes: Any) -> Launch:
 
 
 @asynccontextmanager
-async def started(engine: LocalEngine, zmq_context: zmq.asyncio.Context, **changes: Any) -> AsyncIterator[Kernel]:
-    async with running(engine, launch(engine, "source", **changes), zmq_context, 60) as kernel:
+async def started(engine: LocalEngine, room: Intake, **changes: Any) -> AsyncIterator[Kernel]:
+    async with running(engine, launch(engine, "source", **changes), room, 60) as kernel:
         await run(kernel, SETUP)
         yield kernel
 
 
 @asynccontextmanager
 async def copied(
-    engine: LocalEngine, source: Kernel, zmq_context: zmq.asyncio.Context, place: str = "copy",
+    engine: LocalEngine, source: Kernel, room: Intake, place: str = "copy",
     meanwhile: Callable[[], None] = lambda: None, of: str = "source", **changes: Any,
 ) -> AsyncIterator[Kernel]:  # fmt: skip
     async def fill() -> None:
@@ -68,7 +68,7 @@ async def copied(
         await engine.copy_environment(of, place)
 
     wanted = launch(engine, place, **changes)
-    async with duplicated(engine, source, wanted, fill, zmq_context, wait_s=5, timeout_s=30) as kernel:
+    async with duplicated(engine, source, wanted, fill, room, wait_s=5, timeout_s=30) as kernel:
         yield kernel
 
 
@@ -97,8 +97,8 @@ def _command(process: psutil.Process) -> list[str]:
     return []
 
 
-async def test_a_copy_carries_on_with_files_of_its_own(engine: LocalEngine, context: Any) -> None:  # noqa: F811
-    async with started(engine, context) as source, copied(engine, source, context) as copy:
+async def test_a_copy_carries_on_with_files_of_its_own(engine: LocalEngine, intake: Any) -> None:  # noqa: F811
+    async with started(engine, intake) as source, copied(engine, source, intake) as copy:
         await run(copy, "open('own.txt', 'w').write('copy')")
 
         assert await said(copy, "next(n), open('own.txt').read(), os.path.basename(os.path.dirname(os.getcwd()))") == (
@@ -107,29 +107,29 @@ async def test_a_copy_carries_on_with_files_of_its_own(engine: LocalEngine, cont
         assert await said(source, "next(n), open('own.txt').read()") == "(2, 'source')"
 
 
-async def test_copies_of_copies_outlive_all_they_come_from(engine: LocalEngine, context: Any) -> None:  # noqa: F811
+async def test_copies_of_copies_outlive_all_they_come_from(engine: LocalEngine, intake: Any) -> None:  # noqa: F811
     async with contextlib.AsyncExitStack() as stack:
         source = contextlib.AsyncExitStack()
         first = contextlib.AsyncExitStack()
         stack.push_async_exit(source)
         stack.push_async_exit(first)
-        kernel = await source.enter_async_context(started(engine, context))
-        one = await first.enter_async_context(copied(engine, kernel, context, "one"))
-        two = await stack.enter_async_context(copied(engine, one, context, "two", of="one"))
+        kernel = await source.enter_async_context(started(engine, intake))
+        one = await first.enter_async_context(copied(engine, kernel, intake, "one"))
+        two = await stack.enter_async_context(copied(engine, one, intake, "two", of="one"))
 
         await source.aclose()
         await first.aclose()
 
         assert await said(two, "next(n), open('own.txt').read()") == "(2, 'source')"
-        three = await stack.enter_async_context(copied(engine, two, context, "three", of="two"))
+        three = await stack.enter_async_context(copied(engine, two, intake, "three", of="two"))
         assert await said(three, "next(n)") == "3"
 
 
 @pytest.mark.parametrize(("ending", "code", "number"), [("os._exit(7)", 7, None), ("os.kill(os.getpid(), 9)", None, 9)])
 async def test_how_a_copy_ends_is_told_exactly(
-    engine: LocalEngine, context: Any, ending: str, code: int | None, number: int | None  # noqa: F811
+    engine: LocalEngine, intake: Any, ending: str, code: int | None, number: int | None  # noqa: F811
 ) -> None:  # fmt: skip
-    async with started(engine, context) as source, copied(engine, source, context) as copy:
+    async with started(engine, intake) as source, copied(engine, source, intake) as copy:
         with contextlib.suppress(KernelGone):
             await run(copy, ending)
         exit_ = await copy.process.ended()
@@ -138,11 +138,11 @@ async def test_how_a_copy_ends_is_told_exactly(
         assert await said(source, "next(n)") == "2"
 
 
-async def test_nothing_stays_of_copies_and_their_source(engine: LocalEngine, tmp_path: Path, context: Any) -> None:  # noqa: F811
+async def test_nothing_stays_of_copies_and_their_source(engine: LocalEngine, tmp_path: Path, intake: Any) -> None:  # noqa: F811
     async with contextlib.AsyncExitStack() as stack:
-        source = await stack.enter_async_context(started(engine, context))
+        source = await stack.enter_async_context(started(engine, intake))
         for number in range(3):
-            copy = await stack.enter_async_context(copied(engine, source, context, f"copy{number}"))
+            copy = await stack.enter_async_context(copied(engine, source, intake, f"copy{number}"))
             await run(copy, "import subprocess; p = subprocess.Popen(['sleep', '600'], start_new_session=True)")
         assert len(of_sessions(tmp_path)) >= 7
 
@@ -150,11 +150,11 @@ async def test_nothing_stays_of_copies_and_their_source(engine: LocalEngine, tmp
     assert [*(tmp_path / "kernels").glob("*.json"), *(tmp_path / "journals").iterdir()] == []
 
 
-async def test_a_source_ends_with_all_that_it_started_while_its_copies_live(walled: LocalEngine, context: Any) -> None:  # noqa: F811
+async def test_a_source_ends_with_all_that_it_started_while_its_copies_live(walled: LocalEngine, intake: Any) -> None:  # noqa: F811
     async with contextlib.AsyncExitStack() as stack:
         source = contextlib.AsyncExitStack()
-        kernel = await source.enter_async_context(started(walled, context))
-        copy = await stack.enter_async_context(copied(walled, kernel, context))
+        kernel = await source.enter_async_context(started(walled, intake))
+        copy = await stack.enter_async_context(copied(walled, kernel, intake))
         await run(kernel, "import subprocess; p = subprocess.Popen(['sleep', '600'], start_new_session=True)")
         left = [one for one in psutil.Process(kernel.process.pid).children() if "sleep" in _command(one)]  # type: ignore[attr-defined]
 
@@ -165,7 +165,7 @@ async def test_a_source_ends_with_all_that_it_started_while_its_copies_live(wall
         assert await said(copy, "next(n)") == "2"
 
 
-async def test_memory_and_files_of_a_copy_are_not_its_sources(walled: LocalEngine, context: Any) -> None:  # noqa: F811
+async def test_memory_and_files_of_a_copy_are_not_its_sources(walled: LocalEngine, intake: Any) -> None:  # noqa: F811
     look = """
 reached = []
 for pid in [p for p in os.listdir('/proc') if p.isdigit() and int(p) not in (os.getpid(), 1)]:
@@ -178,7 +178,7 @@ for pid in [p for p in os.listdir('/proc') if p.isdigit() and int(p) not in (os.
         except OSError:
             pass
 """
-    async with started(walled, context) as source, copied(walled, source, context) as copy:
+    async with started(walled, intake) as source, copied(walled, source, intake) as copy:
         await run(source, look)
         await run(copy, look)
 
@@ -190,9 +190,9 @@ for pid in [p for p in os.listdir('/proc') if p.isdigit() and int(p) not in (os.
         assert "source" not in source.process.walls.missing
 
 
-async def test_no_copy_can_make_namespaces(walled: LocalEngine, context: Any) -> None:  # noqa: F811
+async def test_no_copy_can_make_namespaces(walled: LocalEngine, intake: Any) -> None:  # noqa: F811
     unshare = "import ctypes; [ctypes.CDLL(None).unshare(flag) for flag in (0x10000000, 0x20000, 0x20000000)]"
-    async with started(walled, context) as source, copied(walled, source, context) as copy:
+    async with started(walled, intake) as source, copied(walled, source, intake) as copy:
         for kernel in (source, copy):
             assert await said(kernel, unshare) == "[-1, -1, -1]"
             assert await said(kernel, "open('/proc/sys/user/max_user_namespaces').read()") == "'0\\n'"
@@ -200,13 +200,13 @@ async def test_no_copy_can_make_namespaces(walled: LocalEngine, context: Any) ->
             assert status == str({"0" * 16})
 
 
-async def test_a_copy_has_a_memory_limit_of_its_own(walled: LocalEngine, context: Any) -> None:  # noqa: F811
+async def test_a_copy_has_a_memory_limit_of_its_own(walled: LocalEngine, intake: Any) -> None:  # noqa: F811
     if walled._confinement.host.cgroups is None:
         pytest.skip("This host gives no groups")
     limits = Limits(memory_bytes=200_000_000)
     async with (
-        started(walled, context, limits=limits) as source,
-        copied(walled, source, context, limits=limits) as copy,
+        started(walled, intake, limits=limits) as source,
+        copied(walled, source, intake, limits=limits) as copy,
     ):
         with contextlib.suppress(KernelGone):
             await run(copy, "x = bytearray(400_000_000)")
@@ -218,9 +218,9 @@ async def test_a_copy_has_a_memory_limit_of_its_own(walled: LocalEngine, context
 
 @pytest.mark.parametrize("victim", ["source", "copy"])
 async def test_what_is_killed_half_way_leaves_nothing(
-    engine: LocalEngine, tmp_path: Path, context: Any, victim: str  # noqa: F811
+    engine: LocalEngine, tmp_path: Path, intake: Any, victim: str  # noqa: F811
 ) -> None:  # fmt: skip
-    async with started(engine, context) as source:
+    async with started(engine, intake) as source:
         before = of_sessions(tmp_path)
         pid = source.process.pid  # type: ignore[attr-defined]
 
@@ -232,7 +232,7 @@ async def test_what_is_killed_half_way_leaves_nothing(
                     os.kill(one, signal.SIGKILL)
 
         try:
-            async with copied(engine, source, context, meanwhile=kill) as copy:
+            async with copied(engine, source, intake, meanwhile=kill) as copy:
                 assert victim == "source"
                 assert await said(copy, "next(n)") == "2"
         except KernelsError as error:
@@ -244,17 +244,17 @@ async def test_what_is_killed_half_way_leaves_nothing(
     assert [*(tmp_path / "kernels").glob("*.json"), *(tmp_path / "journals").iterdir()] == []
 
 
-async def test_who_gives_up_leaves_nothing(engine: LocalEngine, tmp_path: Path, context: Any) -> None:  # noqa: F811
+async def test_who_gives_up_leaves_nothing(engine: LocalEngine, tmp_path: Path, intake: Any) -> None:  # noqa: F811
     class GaveUpError(Exception):
         pass
 
     def give_up() -> None:
         raise GaveUpError
 
-    async with started(engine, context) as source:
+    async with started(engine, intake) as source:
         before = of_sessions(tmp_path)
         with pytest.raises(GaveUpError):
-            async with copied(engine, source, context, meanwhile=give_up):
+            async with copied(engine, source, intake, meanwhile=give_up):
                 pass
         async with asyncio.timeout(5):
             while of_sessions(tmp_path) - before:  # it sees that nobody waits for it
@@ -262,17 +262,17 @@ async def test_who_gives_up_leaves_nothing(engine: LocalEngine, tmp_path: Path, 
         assert await said(source, "next(n)") == "2"
 
 
-async def test_with_strict_isolation_there_is_no_live_copy(tmp_path: Path, context: Any) -> None:  # noqa: F811
+async def test_with_strict_isolation_there_is_no_live_copy(tmp_path: Path, intake: Any) -> None:  # noqa: F811
     engine = LocalEngine(tmp_path, isolation="best-effort", pool_size=0)
-    async with engine.opened(), started(engine, context) as source:
+    async with engine.opened(), started(engine, intake) as source:
         engine._confinement._isolation = "strict"
         with pytest.raises(StartFailed, match="strict"):
-            async with copied(engine, source, context):
+            async with copied(engine, source, intake):
                 pass
 
 
-async def test_copies_end_with_their_keeper(engine: LocalEngine, tmp_path: Path, context: Any) -> None:  # noqa: F811
-    async with started(engine, context) as source, copied(engine, source, context) as copy:
+async def test_copies_end_with_their_keeper(engine: LocalEngine, tmp_path: Path, intake: Any) -> None:  # noqa: F811
+    async with started(engine, intake) as source, copied(engine, source, intake) as copy:
         processes = [
             psutil.Process(one) for one in of_sessions(tmp_path) if "init" not in _command(psutil.Process(one))
         ]
@@ -292,8 +292,8 @@ def _runs(process: psutil.Process) -> bool:
     return False
 
 
-async def test_a_record_tells_who_comes_later_of_a_copy(engine: LocalEngine, tmp_path: Path, context: Any) -> None:  # noqa: F811
-    async with started(engine, context) as source, copied(engine, source, context) as copy:
+async def test_a_record_tells_who_comes_later_of_a_copy(engine: LocalEngine, tmp_path: Path, intake: Any) -> None:  # noqa: F811
+    async with started(engine, intake) as source, copied(engine, source, intake) as copy:
         record = json.loads((tmp_path / "kernels" / f"{copy.id}.json").read_text())
 
         assert record["about"]["place"] == "copy"

@@ -269,7 +269,7 @@ def test_a_fork_bomb_behind_the_walls_ends_with_init() -> None:
 
 def test_without_a_plan_it_is_a_plain_child_of_the_subreaper() -> None:
     def work() -> list[Any]:
-        called = walls.fork({}, before_exit=lambda: None)
+        called = walls.fork({})
         if called is None:
             os._exit(0 if walls.close({}, {}, hostname="", limits={"open_files": 64}) == ["limits"] else 1)
         assert called is not None

@@ -1,12 +1,14 @@
 """Kernels outlive who started them: what the next one finds, and who commands them."""
 
 import asyncio
+import contextlib
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -15,17 +17,18 @@ from uuid import uuid4
 
 import psutil
 import pytest
-import zmq.asyncio
 
+from kernels import keeper
 from kernels.engine import Kept, Launch, Limits
 from kernels.engines.keepers import KEEPER_ENDED
 from kernels.engines.local import LocalEngine
 from kernels.errors import KernelGone, NeverArrived, Refused, StartFailed
+from kernels.intake import Intake
 from kernels.journaled import may_follow, past_runs, retold
 from kernels.kernel import Execution, Kernel, attached, running
 from kernels.messages import Wire
 from kernels.outputs import Event
-from tests.gateways import keepers_of, kernels_of
+from tests.gateways import inits_of, keepers_of, kernels_of, spares_of
 
 ROOT = Path(__file__).parent.parent.parent
 LINES = "".join(f"{n}\n" for n in range(200))
@@ -34,10 +37,8 @@ BASH = ("bash", "x=41", "for n in $(seq 0 199); do echo $n; sleep 0.005; done; e
 
 
 @pytest.fixture
-def context() -> Iterator[Any]:
-    made = zmq.asyncio.Context()
-    yield made
-    made.destroy(linger=0)
+def intake() -> Intake:
+    return Intake()
 
 
 @pytest.fixture
@@ -108,7 +109,7 @@ async def gone(processes: list[psutil.Process], timeout_s: float = 15) -> None:
 
 @pytest.mark.parametrize("language", [PYTHON, BASH], ids=["python", "bash"])
 async def test_a_run_that_was_under_way_goes_on_and_all_of_its_output_is_there_once(
-    tmp_path: Path, context: zmq.asyncio.Context, language: tuple[str, str, str]
+    tmp_path: Path, intake: Intake, language: tuple[str, str, str]
 ) -> None:
     async with leaving(tmp_path, *language) as begun:
         pass
@@ -116,7 +117,7 @@ async def test_a_run_that_was_under_way_goes_on_and_all_of_its_output_is_there_o
     engine, events = LocalEngine(tmp_path), list[Event]()
     async with engine.opened():
         kept = await only_kept(engine)
-        async with attached(engine, kept, context, 60) as kernel:
+        async with attached(engine, kept, intake, 60) as kernel:
             async with resuming(engine, kernel, begun, events) as cell:
                 under_way = not cell.ended
                 reply = await kernel.finish(cell)
@@ -133,7 +134,7 @@ async def test_a_run_that_was_under_way_goes_on_and_all_of_its_output_is_there_o
 
 @pytest.mark.parametrize(("ending", "status"), [("x + 1", "ok"), ("1 / 0", "error")])
 async def test_a_run_that_ended_while_nobody_was_there_is_told_whole(
-    tmp_path: Path, context: zmq.asyncio.Context, ending: str, status: str
+    tmp_path: Path, intake: Intake, ending: str, status: str
 ) -> None:
     code = f"import time\nfor n in range(200): print(n); time.sleep(0.003)\n{ending}"
     async with leaving(tmp_path, "python3", "x = 41", code) as begun:
@@ -145,7 +146,7 @@ async def test_a_run_that_ended_while_nobody_was_there_is_told_whole(
         async with asyncio.timeout(20):
             while not await has_ended(engine, kept.kernel_id, begun["run_id"]):
                 await asyncio.sleep(0.05)
-        async with attached(engine, kept, context, 60) as kernel:
+        async with attached(engine, kept, intake, 60) as kernel:
             async with resuming(engine, kernel, begun, events) as cell:
                 reply = await kernel.finish(cell)
             runs = await past_runs(engine.journal(kernel.id), kernel.channels.wire)
@@ -165,7 +166,7 @@ async def test_a_run_that_ended_while_nobody_was_there_is_told_whole(
 
 @pytest.mark.slow
 async def test_of_a_flood_that_was_under_way_nothing_is_missing_and_nothing_comes_twice(
-    tmp_path: Path, context: zmq.asyncio.Context
+    tmp_path: Path, intake: Intake
 ) -> None:
     code = "for n in range(20_000): print(n, flush=True)"
     async with leaving(tmp_path, "python3", "x = 41", code, events=500) as begun:
@@ -174,7 +175,7 @@ async def test_of_a_flood_that_was_under_way_nothing_is_missing_and_nothing_come
     engine = LocalEngine(tmp_path)
     async with (
         engine.opened(),
-        attached(engine, await only_kept(engine), context, 60) as kernel,
+        attached(engine, await only_kept(engine), intake, 60) as kernel,
         resuming(engine, kernel, begun, []) as cell,
     ):
         under_way = not cell.ended
@@ -185,12 +186,12 @@ async def test_of_a_flood_that_was_under_way_nothing_is_missing_and_nothing_come
     assert not cell.outputs.truncated
 
 
-async def test_a_run_that_was_taken_over_can_be_interrupted(tmp_path: Path, context: zmq.asyncio.Context) -> None:
+async def test_a_run_that_was_taken_over_can_be_interrupted(tmp_path: Path, intake: Intake) -> None:
     async with leaving(tmp_path, "python3", "x = 41", "import time; print('go', flush=True); time.sleep(600)") as begun:
         pass
 
     engine = LocalEngine(tmp_path)
-    async with engine.opened(), attached(engine, await only_kept(engine), context, 60) as kernel:
+    async with engine.opened(), attached(engine, await only_kept(engine), intake, 60) as kernel:
         async with resuming(engine, kernel, begun, []) as cell:
             await kernel.interrupt()
             reply = await kernel.finish(cell)
@@ -200,12 +201,12 @@ async def test_a_run_that_was_taken_over_can_be_interrupted(tmp_path: Path, cont
     assert (text_of(cell), after) == ("go\n", "41\n")
 
 
-async def test_a_run_that_never_arrived_is_told_so(tmp_path: Path, context: zmq.asyncio.Context) -> None:
+async def test_a_run_that_never_arrived_is_told_so(tmp_path: Path, intake: Intake) -> None:
     async with leaving(tmp_path, "python3", "x = 41", "print('go', flush=True)") as begun:
         pass
 
     engine = LocalEngine(tmp_path)
-    async with engine.opened(), attached(engine, await only_kept(engine), context, 60) as kernel:
+    async with engine.opened(), attached(engine, await only_kept(engine), intake, 60) as kernel:
         async with resuming(engine, kernel, {**begun, "run_id": "another"}, []) as cell:
             with pytest.raises(NeverArrived):
                 await kernel.finish(cell)
@@ -259,9 +260,9 @@ async def test_the_limit_on_memory_holds_while_nobody_is_there(tmp_path: Path) -
 
 
 async def test_kernels_of_a_keeper_that_was_killed_are_ended_and_reported(
-    engine: LocalEngine, tmp_path: Path, context: zmq.asyncio.Context
+    engine: LocalEngine, tmp_path: Path, intake: Intake
 ) -> None:
-    async with running(engine, launch(engine), context, 60) as kernel:
+    async with running(engine, launch(engine), intake, 60) as kernel:
         await run(kernel, "import subprocess; p = subprocess.Popen(['sleep', '600'], start_new_session=True)")
         processes = kernels_of(tmp_path)
 
@@ -270,7 +271,7 @@ async def test_kernels_of_a_keeper_that_was_killed_are_ended_and_reported(
         async with asyncio.timeout(10):
             exit_ = await kernel.process.ended()
         await gone(processes)
-    async with running(engine, launch(engine), context, 60) as kernel:
+    async with running(engine, launch(engine), intake, 60) as kernel:
         assert await run(kernel, "print(1)") == "1\n"
 
     assert exit_.reason == KEEPER_ENDED
@@ -279,7 +280,7 @@ async def test_kernels_of_a_keeper_that_was_killed_are_ended_and_reported(
 
 
 async def test_kernels_of_a_keeper_that_died_with_its_gateway_are_ended_by_the_next(
-    tmp_path: Path, context: zmq.asyncio.Context
+    tmp_path: Path, intake: Intake
 ) -> None:
     code = "import subprocess; p = subprocess.Popen(['sleep', '600'], start_new_session=True); print('go')"
     async with leaving(tmp_path, "python3", "x = 41", code) as begun:
@@ -330,13 +331,11 @@ async def test_of_two_keepers_that_start_at_once_one_serves(tmp_path: Path) -> N
 # Who commands
 
 
-async def test_a_kernel_obeys_only_who_adopted_it_last(
-    engine: LocalEngine, tmp_path: Path, context: zmq.asyncio.Context
-) -> None:
+async def test_a_kernel_obeys_only_who_adopted_it_last(engine: LocalEngine, tmp_path: Path, intake: Intake) -> None:
     later = LocalEngine(tmp_path)
-    async with later.opened(), running(engine, launch(engine), context, 60) as kernel:
+    async with later.opened(), running(engine, launch(engine), intake, 60) as kernel:
         await run(kernel, "x = 41")
-        async with attached(later, await only_kept(later), context, 60) as taken:
+        async with attached(later, await only_kept(later), intake, 60) as taken:
             exit_ = await kernel.process.ended()
             await kernel.process.kill("It is no longer ours to end.")
             with pytest.raises(Refused):
@@ -347,20 +346,86 @@ async def test_a_kernel_obeys_only_who_adopted_it_last(
             assert await run(taken, "print(x)") == "41\n"
 
 
-async def test_a_newer_version_takes_over_without_ending_kernels(tmp_path: Path, context: zmq.asyncio.Context) -> None:
+def test_the_version_is_of_every_module_that_a_keeper_runs() -> None:
+    listed = subprocess.run(
+        [sys.executable, "-c", "import sys, kernels.keeper; print(*(one.__file__ for one in sys.modules.values()"
+         " if one.__name__.startswith('kernels.') and not one.__file__.endswith('__init__.py')))"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    loaded = {Path(path) for path in listed.stdout.split()}
+
+    assert Path(keeper.__file__).with_name("sockets.py") in loaded
+    assert loaded - keeper._run_by_keepers() == set()
+
+
+@pytest.mark.parametrize("changed", ["sockets.py", "errors.py", "inside/walls.py", "kernel.py"])
+def test_another_version_is_what_keepers_run_otherwise_and_nothing_else(tmp_path: Path, changed: str) -> None:
+    shutil.copytree(Path(keeper.__file__).parent, tmp_path / "kernels", ignore=shutil.ignore_patterns("__pycache__"))
+    tell = [sys.executable, "-c", "import kernels.keeper; print(kernels.keeper.version())"]
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+
+    before = subprocess.run(tell, env=env, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
+    with open(tmp_path / "kernels" / changed, "a") as file:
+        file.write("# changed\n")
+    after = subprocess.run(tell, env=env, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
+
+    assert (before != after) is (changed != "kernel.py")  # which gateways alone run
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there are kernels forked")
+@pytest.mark.slow
+async def test_what_was_forking_a_kernel_when_it_was_killed_leaves_nothing(tmp_path: Path, intake: Intake) -> None:
+    """Killed again and again, at whatever it is at: what replaces it forks ahead at once."""
+    engine = LocalEngine(tmp_path, pool_size=4)
+    async with engine.opened(), running(engine, launch(engine), intake, 60) as kernel:
+        for number in range(8):
+            with contextlib.suppress(TimeoutError):  # one that fails time after time is not started at once again
+                async with asyncio.timeout(5):
+                    while not (zygotes := [one for one in spares_of(tmp_path) if _forks(one)]):
+                        await asyncio.sleep(0.005)
+                await asyncio.sleep(number * 0.004)
+                for zygote in zygotes:
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        zygote.kill()
+
+        async with asyncio.timeout(30):
+            while any(_alone(init) for init in inits_of(tmp_path)):
+                await asyncio.sleep(0.1)
+        await kernel.channels.ask("control", "kernel_info_request", {})
+
+
+def _forks(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return process.name() == "kernel-zygote"
+    return False
+
+
+def _pid_namespace(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return os.readlink(f"/proc/{pid}/ns/pid")
+    return ""
+
+
+def _alone(init: psutil.Process) -> bool:
+    """Whether nothing is in its namespace but itself."""
+    namespace = _pid_namespace(init.pid)
+    return namespace != "" and not any(_pid_namespace(pid) == namespace for pid in psutil.pids() if pid != init.pid)
+
+
+async def test_a_newer_version_takes_over_without_ending_kernels(tmp_path: Path, intake: Intake) -> None:
     old, new = LocalEngine(tmp_path, keeper_version="old"), LocalEngine(tmp_path, keeper_version="new")
     async with old.opened():
         former = keepers_of(tmp_path)
-        async with running(old, launch(old), context, 60) as kernel, new.opened():
+        async with running(old, launch(old), intake, 60) as kernel, new.opened():
             await run(kernel, "x = 41")
-            async with running(new, launch(new), context, 60) as newer:
+            async with running(new, launch(new), intake, 60) as newer:
                 assert len(keepers_of(tmp_path)) == 2
                 assert await run(newer, "print(1)") == "1\n"
-                async with attached(new, await only_kept(new), context, 60) as adopted:
+                async with attached(new, await only_kept(new), intake, 60) as adopted:
                     assert await run(adopted, "print(x)") == "41\n"
         await gone(former)
 
-        async with running(old, launch(old), context, 60) as kernel:  # it finds another one of its version
+        async with running(old, launch(old), intake, 60) as kernel:  # it finds another one of its version
             assert await run(kernel, "print(2)") == "2\n"
 
 
@@ -389,7 +454,7 @@ def address_of(data_dir: Path) -> str:
     ids=range(10),
 )
 async def test_garbage_on_the_socket_harms_nobody(
-    engine: LocalEngine, tmp_path: Path, context: zmq.asyncio.Context, garbage: bytes
+    engine: LocalEngine, tmp_path: Path, intake: Intake, garbage: bytes
 ) -> None:
     def send() -> None:
         with socket.socket(socket.AF_UNIX) as stranger:

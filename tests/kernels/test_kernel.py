@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import orjson
 import psutil
 import pytest
-import zmq.asyncio
 
 from kernels.engine import Launch
 from kernels.engines.local import LocalEngine
 from kernels.errors import KernelGone, StartFailed
+from kernels.intake import Intake
 from kernels.kernel import Kernel, running
+from kernels.messages import Message, received
 from kernels.outputs import Event
+from kernels.zmtp import Inflow
 from tests.gateways import kernels_of
 
 
@@ -28,15 +31,13 @@ async def engine(tmp_path: Path) -> AsyncIterator[LocalEngine]:
 
 
 @pytest.fixture
-def context() -> Any:
-    made = zmq.asyncio.Context()
-    yield made
-    made.destroy(linger=0)
+def intake() -> Intake:
+    return Intake()
 
 
 @pytest.fixture
-async def kernel(engine: LocalEngine, context: zmq.asyncio.Context) -> AsyncIterator[Kernel]:
-    async with running(engine, launch(engine), context, 60) as started:
+async def kernel(engine: LocalEngine, intake: Intake) -> AsyncIterator[Kernel]:
+    async with running(engine, launch(engine), intake, 60) as started:
         yield started
 
 
@@ -104,10 +105,10 @@ async def test_leaving_a_cell_that_will_not_stop_ends_the_kernel(kernel: Kernel)
 async def test_a_kernel_that_can_not_be_heard_any_more_is_ended(
     kernel: Kernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def breaks(socket: "zmq.Socket[bytes]") -> list[bytes]:
-        raise zmq.ZMQError(zmq.ETERM)
+    def breaks(inflow: Inflow) -> list[bytes]:
+        raise MemoryError
 
-    monkeypatch.setattr(zmq.Socket, "recv_multipart", breaks)
+    monkeypatch.setattr(Inflow, "next", breaks)
     with pytest.raises(KernelGone, match="connection to it broke"):
         await run(kernel, "1")
 
@@ -126,30 +127,28 @@ async def test_a_cell_is_inspected_while_it_runs(kernel: Kernel) -> None:
     assert "some_name" in [one["name"] for one in listed["variables"]]
 
 
-async def test_a_kernel_that_does_not_come_up_says_why(
-    engine: LocalEngine, context: zmq.asyncio.Context, tmp_path: Path
-) -> None:
+async def test_a_kernel_that_does_not_come_up_says_why(engine: LocalEngine, intake: Intake, tmp_path: Path) -> None:
     with pytest.raises(StartFailed, match="no-such-codec"):
-        async with running(engine, launch(engine, env={"PYTHONIOENCODING": "no-such-codec"}), context, 60):
+        async with running(engine, launch(engine, env={"PYTHONIOENCODING": "no-such-codec"}), intake, 60):
             pass
 
     assert kernels_of(tmp_path) == []
 
 
 async def test_a_kernel_that_does_not_answer_in_time_is_ended(
-    engine: LocalEngine, context: zmq.asyncio.Context, tmp_path: Path
+    engine: LocalEngine, intake: Intake, tmp_path: Path
 ) -> None:
     with pytest.raises(StartFailed, match=r"did not answer within 0\.001 s"):
-        async with running(engine, launch(engine), context, 0.001):
+        async with running(engine, launch(engine), intake, 0.001):
             pass
 
     assert kernels_of(tmp_path) == []
 
 
 async def test_leaving_the_block_ends_the_kernel_and_all_that_it_started(
-    engine: LocalEngine, context: zmq.asyncio.Context, tmp_path: Path
+    engine: LocalEngine, intake: Intake, tmp_path: Path
 ) -> None:
-    async with running(engine, launch(engine), context, 60) as kernel:
+    async with running(engine, launch(engine), intake, 60) as kernel:
         await run(kernel, "import subprocess; p = subprocess.Popen(['sleep', '600'], start_new_session=True)")
         assert len(kernels_of(tmp_path)) == 2
         namespace = pid_namespace(kernels_of(tmp_path)[0].pid)
@@ -166,11 +165,29 @@ def pid_namespace(pid: int) -> str:
 
 
 async def test_a_kernel_asked_to_shut_down_runs_its_exit_handlers(
-    engine: LocalEngine, context: zmq.asyncio.Context, tmp_path: Path
+    engine: LocalEngine, intake: Intake, tmp_path: Path
 ) -> None:
     launched = launch(engine)
-    async with running(engine, launched, context, 60) as kernel:
+    async with running(engine, launched, intake, 60) as kernel:
         await run(kernel, "import atexit, pathlib; atexit.register(pathlib.Path('said').write_text, 'bye')")
         await kernel.shut_down(10)
 
     assert (tmp_path / "sessions" / launched.place / "workspace" / "said").read_text() == "bye"
+
+
+@pytest.mark.parametrize("flaw", [{"version": "no version"}, {}])
+async def test_a_request_that_the_kernel_drops_is_told_as_never_run(kernel: Kernel, flaw: dict[str, str]) -> None:
+    header = {"msg_id": uuid4().hex, "msg_type": "execute_request", "version": "5.4", "session": "s", **flaw}
+    content = {"code": "x = 1"} if flaw else {"no code": "x = 1"}
+    request = received([orjson.dumps(part) for part in (header, {}, {}, content)])
+    replies: list[Message] = []
+    events: list[Event] = []
+
+    running_ = kernel.execute_request(
+        request, on_event=events.append, on_input=ignore_input, on_reply=replies.append, output_limit_bytes=1000
+    )
+    async with running_ as cell:
+        reply = await kernel.finish(cell)
+
+    assert (reply["status"], reply["ename"], replies) == ("error", "NoReply", [])
+    assert (await run(kernel, "'x' in globals()"))[1][0].data["data"]["text/plain"] == "False"

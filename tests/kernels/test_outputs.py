@@ -200,7 +200,7 @@ async def test_an_exit_ends_the_cell_and_not_the_session(api: Api, session_id: s
     await api.run(session_id, "x = 41")
 
     answer = await api.run(session_id, code)
-    after = await api.run(session_id, "x + 1")
+    after = await api.run(session_id, "import time; time.sleep(0.3); x + 1")
 
     assert answer["state_kept"] is (after["result"] == "42")
     assert after["result"] == "42", answer

@@ -288,6 +288,21 @@ os.unlink('/tmp/big'), os.unlink('/dev/shm/big')
     assert not Path("/tmp/mine").exists()  # noqa: S108 - that is the question
 
 
+def test_it_can_be_given_less_room_for_temporary_files_and_less_of_the_processor(
+    outer: Outside, owner: int, mode: str
+) -> None:
+    limits = {"tmp_bytes": 8 << 20, "nice": 10}
+    with Prison(outer, owner=owner, own_uid=mode == "own uid", limits=limits) as prison:
+        room = "result = [os.statvfs(path).f_blocks * os.statvfs(path).f_frsize for path in ('/tmp', '/dev/shm')]"
+
+        assert prison.run(room) == [8 << 20, 8 << 20]
+        assert prison.run("result = [of(os.nice, -5), os.getpriority(os.PRIO_PROCESS, 0)]") in (
+            ["EPERM", 10],
+            ["EACCES", 10],
+        )
+        assert prison.run("write('/tmp/mine'); write('/dev/shm/mine'); result = read('/tmp/mine')") == "x"
+
+
 def test_what_programs_need_is_there(prison: Prison) -> None:
     works = r"""
 import asyncio, sqlite3, threading, multiprocessing, pwd, tempfile, pty

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,12 @@ from uuid import uuid4
 
 import psutil
 import pytest
-import zmq.asyncio
 
 from kernels.engine import Exit, Kernelspec, Launch
 from kernels.engines.local import LocalEngine
 from kernels.engines.overlay import probe
 from kernels.errors import KernelGone
+from kernels.intake import Intake
 from kernels.kernel import Kernel, running
 from tests.gateways import WHICH_PROCESS, below_keepers, inits_of, keepers_of, kernels_of, spares_of
 
@@ -31,10 +31,8 @@ IS_FORKED = "print('zygote.py' in open('/proc/self/cmdline').read())"
 
 
 @pytest.fixture
-def context() -> Iterator[zmq.asyncio.Context]:
-    made = zmq.asyncio.Context()
-    yield made
-    made.destroy(linger=0)
+def intake() -> Intake:
+    return Intake()
 
 
 @pytest.fixture
@@ -54,9 +52,9 @@ def data_dir(tmp_path: Path) -> Path:
 class Sessions:
     """Starts kernels, each at a place of its own."""
 
-    def __init__(self, engine: LocalEngine, context: zmq.asyncio.Context) -> None:
+    def __init__(self, engine: LocalEngine, intake: Intake) -> None:
         self._engine = engine
-        self._context = context
+        self._context = intake
         self.spec = engine.kernelspecs()["python3"]
 
     @asynccontextmanager
@@ -71,8 +69,8 @@ class Sessions:
 
 
 @pytest.fixture
-def sessions(engine: LocalEngine, context: zmq.asyncio.Context) -> Sessions:
-    return Sessions(engine, context)
+def sessions(engine: LocalEngine, intake: Intake) -> Sessions:
+    return Sessions(engine, intake)
 
 
 async def run(kernel: Kernel, code: str) -> str:
@@ -361,10 +359,10 @@ async def test_what_only_a_start_takes_notice_of_is_honoured(sessions: Sessions)
     assert found.pop().startswith("1 ")
 
 
-async def test_without_a_fork_server_kernels_start_one_by_one(tmp_path: Path, context: zmq.asyncio.Context) -> None:
+async def test_without_a_fork_server_kernels_start_one_by_one(tmp_path: Path, intake: Intake) -> None:
     engine = LocalEngine(tmp_path / "data", fork_server=False)
     async with engine.opened():
-        assert await Sessions(engine, context).lifetime(IS_FORKED) == "False"
+        assert await Sessions(engine, intake).lifetime(IS_FORKED) == "False"
         assert spares_of(tmp_path / "data") == []
 
 

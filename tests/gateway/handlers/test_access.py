@@ -19,7 +19,7 @@ from gateway.models.access import Need
 from tests.api import Api
 from tests.keyed import Keyed, keyed_gateway
 
-TABLE = Path(__file__).parent.parent.parent.parent / "docs" / "access.md"
+TABLE = Path(__file__).parent.parent.parent.parent / "deploy" / "access.md"
 NOT_A_KEY = "sgw_0123456789abcdef_" + 64 * "0"
 READ, RUN, WRITE = "granted `read`", "granted `run`", "granted `write`"
 
@@ -83,12 +83,14 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
 
 
 def test_the_table_of_rights_is_the_one_that_is_written_down() -> None:
-    assert TABLE.read_text() == table(ROUTES), "gateway access > docs/access.md"
+    assert TABLE.read_text() == table(ROUTES), "gateway access > deploy/access.md"
 
 
 def rows() -> list[tuple[str, str, Need, dict[str, str]]]:
     found = []
     for line in TABLE.read_text().splitlines():
+        if "{agent_id}" in line:  # who may do what with agents has tests of its own
+            continue
         if match := re.fullmatch(r"\| `(\w+) (\S+)` \| (\w+) \| (.*) \| (.*) \| (.*) \| (.*) \|", line):
             method, path, need, *cells = match.groups()
             found.append(

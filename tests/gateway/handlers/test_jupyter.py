@@ -1,9 +1,17 @@
 """Jupyter's kernels, kernelspecs and sessions, as its clients ask for them."""
 
+from pathlib import Path
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
+import pytest
+
+from gateway.models.base import now
+from gateway.models.sessions import Session
+from gateway.states import State
+from gateway.stores.sqlite import SqliteStore
 from tests.api import Api
+from tests.gateways import gateway_process
 
 J = "/jupyter/api"
 
@@ -74,8 +82,9 @@ async def test_a_session_is_a_kernel_whose_id_stays_through_restart_and_sleep(ap
     assert (restarted["execution_state"], asleep["execution_state"]) == ("idle", "idle")
 
 
-async def test_a_kernel_that_jupyter_ends_is_a_deleted_session_that_can_come_back(api: Api, session_id: str) -> None:
-    kernel_id = (await api.create(id=session_id))["jupyter"]["kernel_id"]
+async def test_a_kernel_that_jupyter_started_and_ends_is_a_deleted_session_that_can_come_back(api: Api) -> None:
+    kernel = await api.post(f"{J}/kernels", expect=201)
+    kernel_id, session_id = kernel["id"], kernel["session_id"]
     await api.run(session_id, "x = 41")
 
     await api.call("DELETE", f"{J}/kernels/{kernel_id}", expect=204)
@@ -85,6 +94,55 @@ async def test_a_kernel_that_jupyter_ends_is_a_deleted_session_that_can_come_bac
     await api.post(f"/api/sessions/{session_id}/undelete")
     assert (await api.run(session_id, "x + 1"))["result"] == "42"
     assert (await api.get(f"{J}/kernels/{kernel_id}"))["session_id"] == session_id
+
+
+async def test_an_agents_session_whose_kernel_jupyter_ends_sleeps_and_is_no_kernel_until_it_is_used(
+    api: Api, session_id: str
+) -> None:
+    kernel_id = (await api.create(id=session_id))["jupyter"]["kernel_id"]
+    await api.run(session_id, "x = 41")
+
+    await api.call("DELETE", f"{J}/kernels/{kernel_id}", expect=204)
+
+    assert "does not exist" in (await api.get(f"{J}/kernels/{kernel_id}", 404))["message"]
+    await api.call("DELETE", f"{J}/kernels/{kernel_id}", expect=404)
+    assert (await api.get(f"{J}/kernels"), await api.get(f"{J}/sessions")) == ([], [])
+    asleep = await api.get(f"/api/sessions/{session_id}")
+    assert (asleep["state"], asleep["source"]) == ("IDLE", "api")
+    assert "Jupyter" in asleep["state_reason"]
+    answer = await api.run(session_id, "x + 1")
+    assert (answer["result"], answer["resumed"]) == ("42", True)
+    assert (await api.get(f"{J}/kernels/{kernel_id}"))["session_id"] == session_id
+
+
+@pytest.mark.parametrize("by", ["kernel", "folder"])
+async def test_a_session_whose_kernel_jupyter_has_ended_can_be_opened_again(api: Api, session_id: str, by: str) -> None:
+    kernel_id = (await api.create(id=session_id))["jupyter"]["kernel_id"]
+    await api.run(session_id, "x = 41")
+    first = await api.post(f"{J}/sessions", {"path": "a.ipynb", "kernel": {"id": kernel_id}}, 201)
+    await api.call("DELETE", f"{J}/sessions/{first['id']}", expect=204)
+    await api.get(f"{J}/kernels/{kernel_id}", 404)
+
+    kernel = {"id": kernel_id} if by == "kernel" else {"name": "python3"}
+    opened = await api.post(f"{J}/sessions", {"path": f"{session_id}/b.ipynb", "kernel": kernel}, 201)
+
+    assert opened["kernel"]["id"] == kernel_id
+    assert _of(await api.get(f"{J}/sessions"), kernel_id) == [f"{session_id}/b.ipynb"]
+    assert (await api.run(session_id, "x + 1"))["result"] == "42"
+
+
+async def test_what_an_agent_runs_goes_on_when_jupyter_ends_the_kernel(api: Api, session_id: str) -> None:
+    kernel_id = (await api.create(id=session_id))["jupyter"]["kernel_id"]
+    async with api.stream(session_id, "print('began', flush=True)\ninput(); x = 41") as events:
+        async for event in events:
+            if event.kind == "input_request":
+                await api.call("DELETE", f"{J}/kernels/{kernel_id}", expect=204)
+                await api.get(f"{J}/kernels/{kernel_id}", 404)
+                await api.post(f"/api/sessions/{session_id}/input", {"text": ""})
+
+    assert event.data["status"] == "ok"
+    assert (await api.run(session_id, "x + 1"))["result"] == "42"
+    await api.get(f"{J}/kernels/{kernel_id}", 200)
 
 
 async def test_a_restart_by_jupyter_leaves_files_and_no_variables(api: Api, session_id: str) -> None:
@@ -192,3 +250,49 @@ async def test_closing_a_notebook_deletes_its_session(api: Api) -> None:
 
     await api.get(f"/api/sessions/{opened['kernel']['session_id']}", 404)
     assert await api.get(f"{J}/sessions") == []
+
+
+async def test_a_kernelspec_stands_for_each_session_and_who_starts_it_comes_to_the_session(
+    api: Api, session_id: str
+) -> None:
+    created = await api.create(id=session_id, name="sales")
+    listed = (await api.get("/jupyter/api/kernelspecs"))["kernelspecs"]
+    name = f"session.{session_id}"
+    spec = await api.get(f"/jupyter/api/kernelspecs/{name}")
+    started = await api.post("/jupyter/api/kernels", {"name": name}, 201)
+    await api.post("/jupyter/api/kernels", {"name": "session.none"}, 404)
+
+    assert (spec["name"], spec["spec"]["display_name"]) == (name, f"Session sales ({session_id})")
+    assert (listed[name], listed["python3"]["resources"]) == (spec, spec["resources"])
+    assert started["id"] == created["jupyter"]["kernel_id"]
+    assert len(await api.get("/jupyter/api/kernels")) == 1
+
+
+async def test_who_starts_the_kernelspec_of_a_session_whose_kernel_was_ended_sees_the_kernel_again(
+    api: Api, session_id: str
+) -> None:
+    kernel_id = (await api.create(id=session_id))["jupyter"]["kernel_id"]
+    await api.run(session_id, "x = 41")
+    await api.call("DELETE", f"/jupyter/api/kernels/{kernel_id}")
+    assert await api.get("/jupyter/api/kernels") == []
+
+    assert f"session.{session_id}" in (await api.get("/jupyter/api/kernelspecs"))["kernelspecs"]
+    started = await api.post("/jupyter/api/kernels", {"name": f"session.{session_id}"}, 201)
+
+    assert (started["id"], [one["id"] for one in await api.get("/jupyter/api/kernels")]) == (kernel_id, [kernel_id])
+    assert (await api.run(session_id, "x + 1"))["result"] == "42"
+
+
+@pytest.mark.slow
+async def test_all_kernels_are_listed_however_many_sleep(tmp_path: Path) -> None:
+    store, at = SqliteStore(tmp_path / "data" / "gateway.sqlite"), now()
+    async with store.opened():
+        for n in range(1500):
+            asleep = Session(uid=uuid4().hex, id=f"s{n}", name="s", state=State.IDLE, created_at=at, updated_at=at)
+            await store.create_session(asleep)
+    async with gateway_process(tmp_path / "data") as own, Api(own.url) as api:
+        kernels, opened = await api.get(f"{J}/kernels"), await api.get(f"{J}/sessions")
+        status = await api.get(f"{J}/status")
+
+    assert {one["session_id"] for one in kernels} == {one["path"] for one in opened} == {f"s{n}" for n in range(1500)}
+    assert (len(kernels), status["kernels"]) == (1500, 1500)

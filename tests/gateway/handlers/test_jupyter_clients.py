@@ -114,4 +114,6 @@ async def test_jupyter_server_serves_the_gateways_kernels_as_its_own(api: Api, s
         process.terminate()  # which ends the kernels that it had open
         await process.communicate()
 
+    again = await api.run(session_id, "x + 2")
+    assert (again["result"], again["resumed"]) == ("43", True)
     assert (logo.status_code, opened["kernel"]["id"], ran["result"]) == (200, kernel_id, "42")

@@ -3,12 +3,15 @@
 import base64
 import hashlib
 import json
+import os
+from pathlib import Path
 from typing import Any
 
 import nbformat
 import pytest
 
 from tests.api import Api
+from tests.gateways import GatewayProcess, gateway_process
 
 CONTENTS = "/jupyter/api/contents"
 NOTEBOOK = {
@@ -203,6 +206,55 @@ async def test_no_path_reaches_out_of_a_workspace(api: Api, session_id: str) -> 
     await api.get(of(session_id, "etc/passwd"), 403)
     await save(api, session_id, "etc/x", text("x"), 403)
     await save(api, session_id, "a%00b", text("x"), 422)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["%2e%2e/%2e%2e/x", "..%2f..%2fx", "%2fetc/passwd", "out/x", "out", "loop/x", "sub/up/out/x", "n" * 300, "%00",
+     "/".join(["d" * 200] * 30), "%ff", ".ssh/x", "a.txt/x"],
+)  # fmt: skip
+async def test_a_path_that_leads_astray_is_refused_by_every_call_and_nothing_is_logged(
+    gateway: GatewayProcess, api: Api, session_id: str, path: str, tmp_path: Path
+) -> None:
+    await api.run(
+        session_id,
+        f"import os\nos.symlink({str(tmp_path)!r}, 'out'); os.symlink('loop', 'loop'); os.mkdir('sub')\n"
+        "os.symlink('..', 'sub/up'); open('a.txt', 'w').close()",
+    )
+    before = len(gateway.log())
+
+    refused = [
+        await api.http.request(method, of(session_id, path) + more, json=body)
+        for method, more, body in [
+            ("GET", "", None), ("PUT", "", text("evil")), ("PUT", "", {**text("evil"), "chunk": 1}),
+            ("POST", "", {"type": "file"}), ("PATCH", "", {"path": f"{session_id}/b.txt"}),
+            ("GET", "/checkpoints", None), ("POST", "/checkpoints", None),
+            ("POST", "/checkpoints/checkpoint", None), ("DELETE", "/checkpoints/checkpoint", None),
+        ]
+    ]  # fmt: skip
+
+    assert {answer.status_code for answer in refused} <= {400, 403, 404, 409, 422}
+    assert all(answer.json()["message"] for answer in refused)
+    assert not os.listdir(tmp_path)
+    assert "Traceback" not in gateway.log()[before:]
+
+
+@pytest.mark.slow
+async def test_an_upload_in_chunks_that_a_kill_cuts_off_leaves_the_old_file(tmp_path: Path) -> None:
+    chunk = {**text("new" * 100_000), "chunk": 1}
+    async with gateway_process(tmp_path / "data") as own:
+        async with Api(own.url) as api:
+            await save(api, "s", "a.txt", text("old"))
+            await save(api, "s", "a.txt", chunk, 200)
+            await own.kill()
+        await own.start()
+        async with Api(own.url) as api:
+            refused = await save(api, "s", "a.txt", {**chunk, "chunk": 2}, 409)
+            assert "begin with chunk 1" in refused["message"]
+            assert (await api.get(of("s", "a.txt")))["content"] == "old"
+            await save(api, "s", "a.txt", chunk, 200)
+            await save(api, "s", "a.txt", {**text("!"), "chunk": -1}, 200)
+            assert (await api.get(of("s", "a.txt")))["content"] == "new" * 100_000 + "!"
 
 
 # Notebooks

@@ -50,6 +50,15 @@ def client() -> Iterator[httpx2.Client]:
         yield client
 
 
+def existing(fuzzed: GatewayProcess, client: httpx2.Client, case: Case[Any]) -> dict[str, str]:
+    """What is there, for the parameters of a path that name something."""
+    kernel_id = client.get(f"{fuzzed.url}/api/sessions/{SESSION}").json()["jupyter"]["kernel_id"]
+    there = {"session_id": SESSION, "kernel_id": kernel_id, "opened_id": kernel_id}
+    if case.path.startswith("/jupyter/"):
+        there |= {"name": "python3", "path": f"{SESSION}/{case.path_parameters.get('path', '')}"}
+    return {name: value for name, value in there.items() if name in case.path_parameters}
+
+
 @schema.parametrize()
 @settings(
     max_examples=10,
@@ -67,8 +76,7 @@ def test_no_answer_is_a_500_or_one_that_the_document_does_not_name(
         case.body.pop("setup", None)  # it would be installed
     if case.meta is not None and case.meta.generation.mode is GenerationMode.POSITIVE:
         case.headers.pop("Idempotency-Key", None)  # the same one for two bodies is refused
-        if "session_id" in case.path_parameters:
-            case.path_parameters["session_id"] = SESSION
+        case.path_parameters |= existing(fuzzed, client, case)
 
     answer = case.call(base_url=fuzzed.url, timeout=60)
 

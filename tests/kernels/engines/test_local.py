@@ -15,7 +15,6 @@ from uuid import uuid4
 import psutil
 import pytest
 import pytest_asyncio
-import zmq.asyncio
 
 from kernels import processes
 from kernels.children import Child, MemoryWatch, Order, connection_at
@@ -23,6 +22,7 @@ from kernels.engine import Launch, SetupStep
 from kernels.engines.local import LocalEngine
 from kernels.engines.overlay import Overlay, probe
 from kernels.errors import StartFailed
+from kernels.intake import Intake
 from kernels.kernel import running
 from kernels.logs import LIMIT_BYTES, Log
 from tests.api import Api
@@ -298,13 +298,12 @@ def stays(folder: Path, target: Path) -> None:
 async def test_only_what_this_start_printed_is_quoted(engine: LocalEngine, tmp_path: Path) -> None:
     with Log(tmp_path / "logs" / "place" / "kernel.log").opened() as output:
         output.write("from an earlier start\n")
-    context = zmq.asyncio.Context()
+    intake = Intake()
 
     with pytest.raises(StartFailed, match="no-such-codec") as failed:
-        async with running(engine, launch(engine, env={"PYTHONIOENCODING": "no-such-codec"}), context, 60):
+        async with running(engine, launch(engine, env={"PYTHONIOENCODING": "no-such-codec"}), intake, 60):
             pass
 
-    context.destroy(linger=0)
     assert "from an earlier start" not in str(failed.value)
     assert "no-such-codec" not in failed.value.sentence
 
