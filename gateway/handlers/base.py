@@ -200,6 +200,7 @@ class ApiHandler(RequestHandler):
 
     operations: ClassVar[dict[str, Operation]] = {}
     answers_once: ClassVar[bool] = True
+    takes_idempotency_key: ClassVar[bool] = True
     takes_any_query: ClassVar[bool] = False
     refusal_model: ClassVar[type[BaseModel]] = ErrorView
 
