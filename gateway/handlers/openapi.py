@@ -122,7 +122,8 @@ def _security(path: str, need: Need) -> list[dict[str, list[str]]]:
     if need is Need.OPEN:
         return []
     """The empty one stands for a gateway that has no keys, and asks for none."""
-    return [{"key": []}, *([{"token": []}] if path.startswith("/jupyter/") else []), {}]
+    schemes = ["key", "token"] if path.startswith("/jupyter/") else ["key"]
+    return [*({scheme: []} for scheme in schemes), {}]
 
 
 def _responses(operation: Operation, refs: dict[Any, Any], refused: Any) -> dict[str, Any]:
