@@ -122,8 +122,8 @@ def _security(path: str, need: Need) -> list[dict[str, list[str]]]:
     if need is Need.OPEN:
         return []
     """The empty one stands for a gateway that has no keys, and asks for none."""
-    schemes = ["key", "token"] if path.startswith("/jupyter/") else ["key"]
-    return [*({scheme: []} for scheme in schemes), {}]
+    schemes: list[dict[str, list[str]]] = [{"key": []}, {}]
+    return [*schemes, {"token": []}] if path.startswith("/jupyter/") else schemes
 
 
 def _responses(operation: Operation, refs: dict[Any, Any], refused: Any) -> dict[str, Any]:
