@@ -148,8 +148,6 @@ class UndeleteAgentHandler(AgentHandler):
 class ActivateHandler(AgentHandler):
     """/api/agents/{agent_id}/activate"""
 
-    answers_once = False  # a kept answer would keep the token
-
     operations = {
         "POST": Operation(
             "Open a window for an agent, in the place of any that it has; an unknown agent is created", Activated,
@@ -192,8 +190,6 @@ class CurrentWindowHandler(AgentHandler):
 
 class ExtendHandler(AgentHandler):
     """/api/session/extend"""
-
-    answers_once = False  # a kept answer would keep the token
 
     operations = {
         "POST": Operation(

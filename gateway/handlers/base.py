@@ -217,6 +217,7 @@ class ApiHandler(RequestHandler):
     operations: ClassVar[dict[str, Operation]] = {}
     answers_once: ClassVar[bool] = True
     acts_in_window: ClassVar[bool] = True  # as the agent whose `X-Session-Token` comes with the request
+    takes_idempotency_key: ClassVar[bool] = True
     takes_any_query: ClassVar[bool] = False
     refusal_model: ClassVar[type[BaseModel]] = ErrorView
 

@@ -6,7 +6,7 @@ from gateway.models.queries import KeysQuery
 
 
 class _KeysHandler(ApiHandler):
-    answers_once = False  # a kept answer would keep the secret
+    answers_once = takes_idempotency_key = False  # a kept answer would keep the secret
 
 
 class KeysHandler(_KeysHandler):

@@ -36,6 +36,11 @@ _SECURITY: dict[str, dict[str, Any]] = {
     },
     "token": {"type": "apiKey", "in": "query", "name": "token", "description": "The same key, as Jupyter's clients do"},
 }
+_IDEMPOTENCY_KEY: dict[str, Any] = {
+    "name": "Idempotency-Key", "in": "header", "required": False,
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": r"^[!-~]+$"},
+    "description": "A repeated request answers with the first answer, for 24 hours",
+}  # fmt: skip
 _NEEDS = {
     Need.OPEN: "Needs no key.",
     Need.KEY: "Needs a key; shows what its holder may see.",
@@ -71,6 +76,8 @@ def document(routes: Iterable[tuple[str, type[Any]]]) -> dict[str, Any]:
             method.lower(): _operation(path, method, operation, refs, refs[handler.refusal_model, "serialization"])
             for method, operation in handler.operations.items()
         }
+        if "post" in operations and handler.takes_idempotency_key:
+            operations["post"].setdefault("parameters", []).append(_IDEMPOTENCY_KEY)
         paths[path] = operations | ({"parameters": parameters} if parameters else {})
     return {
         "openapi": "3.1.0",
@@ -115,19 +122,15 @@ def _operation(path: str, method: str, operation: Operation, refs: dict[Any, Any
             "required": operation.body_required and not isinstance(operation.body, str),
             "content": _content(operation.body, "validation", refs),
         }
-    if method == "POST":
-        described.setdefault("parameters", []).append(
-            {"name": "Idempotency-Key", "in": "header", "required": False,
-             "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": r"^[!-~]+$"},
-             "description": "A repeated request answers with the first answer, for 24 hours"}
-        )  # fmt: skip
     return described
 
 
 def _security(path: str, need: Need) -> list[dict[str, list[str]]]:
     if need is Need.OPEN:
         return []
-    return [{"key": []}, {"token": []}] if path.startswith("/jupyter/") else [{"key": []}]
+    """The empty one stands for a gateway that has no keys, and asks for none."""
+    schemes: list[dict[str, list[str]]] = [{"key": []}, {}]
+    return [*schemes, {"token": []}] if path.startswith("/jupyter/") else schemes
 
 
 def _responses(operation: Operation, refs: dict[Any, Any], refused: Any) -> dict[str, Any]:

@@ -379,7 +379,8 @@ async def test_an_owner_ends_a_kernel_over_jupyter_and_nobody_else(world: World)
 
         await alice.call("DELETE", f"{path}/{kernel_id}", expect=204)
 
-        await alice.get(f"/api/sessions/{document['id']}", 404)
+        await alice.call("GET", f"/jupyter/api/kernels/{kernel_id}", expect=404)
+        await alice.get(f"/api/sessions/{document['id']}")  # only what Jupyter has started is deleted
 
 
 @pytest.mark.asyncio(loop_scope="module")

@@ -17,7 +17,7 @@ from schemathesis.generation import GenerationMode
 
 from gateway.handlers.openapi import document
 from gateway.handlers.routes import ROUTES
-from tests.gateways import GatewayProcess, gateway_process
+from tests.keyed import Keyed, bearer, keyed_gateway
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
@@ -37,10 +37,13 @@ schema = schemathesis.openapi.from_dict(document(ROUTES)).exclude(path=ENDLESS)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[GatewayProcess]:
-    """A gateway for few kernels: sessions that nobody asked to run are created without one."""
+async def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Keyed]:
+    """A gateway for few kernels: sessions that nobody asked to run are created without one.
+
+    It has keys from the start: the first that is made in the middle would have all that follows refused.
+    """
     data_dir = tmp_path_factory.mktemp("fuzzed") / "data"
-    async with gateway_process(data_dir, live_limit=2, auto_create=False, log_level="WARNING") as started:
+    async with keyed_gateway(data_dir, live_limit=2, auto_create=False, log_level="WARNING") as started:
         yield started
 
 
@@ -50,9 +53,10 @@ def client() -> Iterator[httpx2.Client]:
         yield client
 
 
-def existing(fuzzed: GatewayProcess, client: httpx2.Client, case: Case[Any]) -> dict[str, str]:
+def existing(fuzzed: Keyed, client: httpx2.Client, case: Case[Any]) -> dict[str, str]:
     """What is there, for the parameters of a path that name something."""
-    kernel_id = client.get(f"{fuzzed.url}/api/sessions/{SESSION}").json()["jupyter"]["kernel_id"]
+    url = f"{fuzzed.url}/api/sessions/{SESSION}"
+    kernel_id = client.get(url, headers=bearer(fuzzed.root_key)).json()["jupyter"]["kernel_id"]
     there = {"session_id": SESSION, "kernel_id": kernel_id, "opened_id": kernel_id}
     if case.path.startswith("/jupyter/"):
         there |= {"name": "python3", "path": f"{SESSION}/{case.path_parameters.get('path', '')}"}
@@ -69,16 +73,18 @@ def existing(fuzzed: GatewayProcess, client: httpx2.Client, case: Case[Any]) -> 
     phases=[Phase.explicit, Phase.generate],
 )
 def test_no_answer_is_a_500_or_one_that_the_document_does_not_name(
-    fuzzed: GatewayProcess, client: httpx2.Client, case: Case[Any]
+    fuzzed: Keyed, client: httpx2.Client, case: Case[Any]
 ) -> None:
-    client.post(f"{fuzzed.url}/api/sessions", json={"id": SESSION})  # the case before may have deleted it
+    client.post(
+        f"{fuzzed.url}/api/sessions", json={"id": SESSION}, headers=bearer(fuzzed.root_key)
+    )  # the case before may have deleted it
     if isinstance(case.body, dict):
         case.body.pop("setup", None)  # it would be installed
     if case.meta is not None and case.meta.generation.mode is GenerationMode.POSITIVE:
         case.headers.pop("Idempotency-Key", None)  # the same one for two bodies is refused
         case.path_parameters |= existing(fuzzed, client, case)
 
-    answer = case.call(base_url=fuzzed.url, timeout=60)
+    answer = case.call(base_url=fuzzed.url, timeout=60, headers=bearer(fuzzed.root_key))
 
     assert answer.status_code != 500
     case.validate_response(answer, excluded_checks=LEFT_OUT)
