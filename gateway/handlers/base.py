@@ -26,7 +26,6 @@ from gateway import errors
 from gateway.config import Settings, is_loopback
 from gateway.metrics import Metrics
 from gateway.models.access import NOBODY, Caller, Level, Need
-from gateway.models.agents import Window
 from gateway.models.base import now
 from gateway.models.executions import ExecutionView
 from gateway.models.idempotency import KeptAnswer
@@ -362,9 +361,7 @@ class ApiHandler(RequestHandler):
         if operation is None or operation.needs is Need.OPEN:
             return
         token, need = self.token, operation.needs
-        self.who = await access.enter(token, self.request.remote_ip or "")
-        if self.acts_in_window and (window_token := self.request.headers.get("X-Session-Token")) is not None:
-            self.who = await self._inside(await self.services.windows.opened(window_token))
+        self.who = await self._inside(await access.enter(token, self.request.remote_ip or ""))
         origin.begin(self._origin)
         self.services.limits.check_request(self.who)
         session: Session | None = None
@@ -377,19 +374,26 @@ class ApiHandler(RequestHandler):
             access.check(self.who, need, session, missing)
             if need.level is not Level.NONE:
                 admit(partial(self._still_may, need.level))
-        if self.who.key_id is not None and token is not None:
-            self._pass = Pass(token, need, session.uid if session is not None else None, self.cut_off)
+        if self.who.key_id is not None or self.who.window_id is not None:
+            self._pass = Pass(self._again, need, session.uid if session is not None else None, self.cut_off)
             access.begin(self._pass)
 
     @property
     def _origin(self) -> origin.Origin:
         return origin.Origin(self.who, self.request_id, self.request.remote_ip)
 
-    async def _inside(self, window: Window) -> Caller:
-        """The caller as the agent of the window: it may do what the agent may, and nothing else."""
+    async def _inside(self, who: Caller) -> Caller:
+        """The caller as the agent of its window, if it shows one: it may do what the agent may, and nothing else."""
+        token = self.request.headers.get("X-Session-Token") if self.acts_in_window else None
+        if token is None:
+            return who
+        window = await self.services.windows.opened(token)
         agent = await self.services.agents.get(window.agent_id)
-        self.services.access.check_agent(self.who, Need.AGENT, window.agent_id, agent)
-        return replace(self.who, agent_id=window.agent_id, window_id=window.id)
+        self.services.access.check_agent(who, Need.AGENT, window.agent_id, agent)
+        return replace(who, agent_id=window.agent_id, window_id=window.id)
+
+    async def _again(self) -> Caller:
+        return await self._inside(await self.services.access.again(self.token))
 
     def _still_may(self, level: Level, session: Session) -> None:
         self.services.access.require(self.who, level, session, errors.SessionNotFound(session.id))

@@ -7,7 +7,7 @@ not do is denied.
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from gateway.config import Settings
@@ -43,7 +43,7 @@ _DOES = {
 class Pass:
     """A request that was let in. When its caller may no longer do what it does, `cut_off` is called."""
 
-    token: str
+    again: Callable[[], Awaitable[Caller]]  # who it is now; raises if nobody any more
     need: Need
     session_uid: str | None
     cut_off: Callable[[], None]
@@ -87,6 +87,10 @@ class Access:
             self._let_in.popitem(last=False)
         self._keys.used(key)
         return key.caller
+
+    async def again(self, token: str | None) -> Caller:
+        """Who has entered with that, now. Raises `Unauthenticated`."""
+        return LOCAL if token is None else (await self._keys.open(token)).caller
 
     # What
 
@@ -203,7 +207,7 @@ class Access:
                 one.cut_off()
 
     async def _let_in_again(self, one: Pass) -> None:
-        who = (await self._keys.open(one.token)).caller
+        who = await one.again()
         if one.session_uid is not None:
             session = await self._session(one.session_uid)
             self.check(who, one.need, session, Denied("It was granted before."))

@@ -1,9 +1,10 @@
 """Whose agents are whose, and what an agent's window narrows its caller to."""
 
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 
+import httpx2
 import pytest
 import pytest_asyncio
 
@@ -80,7 +81,13 @@ async def test_inside_a_window_only_the_agents_sessions_are_there(world: World) 
     listed = (await world.ann.http.get("/api/sessions", headers=inside)).json()["sessions"]
     assert {one["id"] for one in listed} == {"anns-assigned", "made-inside"}
 
-    await world.ann.post("/api/agents/inner/deactivate", {}, 200)
+    events = world.ann.http.stream("GET", "/api/sessions/anns-assigned/events", headers=inside, timeout=30)
+    async with events as answer:
+        assert answer.status_code == 200
+        await world.ann.post("/api/agents/inner/deactivate", {}, 200)
+        with suppress(httpx2.ReadError, httpx2.RemoteProtocolError):  # cut off, in whatever way
+            async for _ in answer.aiter_bytes():
+                pass
     over = await world.ann.http.post("/api/sessions/anns-assigned/run", json=code, headers=inside)
     assert (over.status_code, over.json()["code"]) == (401, "window_expired")
     assert (await world.ann.run("anns-own", "1 + 1"))["result"] == "2"
