@@ -110,7 +110,8 @@ def _become(walls: Any, order: dict[str, Any], argv: list[str], theirs: socket.s
         hostname, limits = order.get("hostname", "session"), order.get("limits", {})
         standing = walls.close(order["plan"], trees, hostname=hostname, limits=limits)
         os.chdir(order.get("cwd", "/"))
-        for number in (signal.SIGPIPE, signal.SIGXFSZ):  # which Python ignores
+        # Which Python ignores, and whatever started us in the background may have: a shell could not even trap them.
+        for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGQUIT):
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _PASSED_ON)
         theirs.send(json.dumps({"walls": standing}).encode())
