@@ -540,7 +540,7 @@ async def test_a_kernel_that_answers_with_anything_else_is_an_error(session: Ses
 
     await session.run(
         "answer = {**good, 'method_reason': 'x' * 9999, 'method': 'magic', "
-        "'variables': [{'name': 'x' * 5000, 'type': 'int', 'size': 1}] * 20_000}"
+        "'variables': [{'name': 'x' * 1100, 'type': 'int', 'size': 1}] * 20_000}"
     )
     saved = await session.save()
     assert (len(saved.method_reason), saved.method) == (1000, "in-process")
