@@ -11,11 +11,10 @@ from pymongo.errors import DuplicateKeyError
 from gateway.errors import AgentExists, AgentNotFound
 from gateway.models.agents import Agent, EndReason, Window
 from gateway.models.base import iso
-from gateway.models.pages import Page, PageRequest, Position, decode, digest
+from gateway.models.pages import Page, PageRequest, Position, digest
 from gateway.stores.agents import ExpiryMoved, WindowNotFound
 from gateway.stores.mongo_reach import Reach
-from gateway.stores.mongo_schema import Document, older_than
-from gateway.stores.paging import cut, offset
+from gateway.stores.mongo_schema import Document
 
 
 class MongoAgents(Reach):
@@ -40,17 +39,9 @@ class MongoAgents(Reach):
     async def list_agents(self, page: PageRequest, created_by: str | None = None) -> Page[Agent]:
         digest_ = digest(("agents", created_by))
         wanted: Document = {"live": True} | ({"created_by": created_by} if created_by is not None else {})
-        after = older_than(decode(page.token, digest_), "created_at") if page.token else {}
-
-        async def work() -> tuple[list[Document], int]:
-            agents = self._collection("agents")
-            total_count = await agents.count_documents(wanted)
-            found = agents.find(wanted | after).sort([("created_at", DESCENDING), ("_id", DESCENDING)])
-            return await found.skip(offset(page)).limit(page.limit + 1).to_list(None), total_count
-
-        documents, total_count = await self._reach(work)
-        found = [_load(document) for document in documents]
-        return cut(found, total_count, page, digest_, lambda last: Position(last.created_at, last.uid))
+        return await self._newest(
+            "agents", wanted, page, digest_, _load, lambda last: Position(last.created_at, last.uid)
+        )
 
     async def update_agent(self, uid: str, fields: dict[str, Any], at: datetime) -> Agent:
         changed = {**fields, "updated_at": iso(at)}

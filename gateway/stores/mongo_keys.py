@@ -2,31 +2,23 @@
 
 from datetime import datetime
 
-from pymongo import DESCENDING, ReturnDocument
-from pymongo.errors import DuplicateKeyError
+from pymongo import ReturnDocument
 
 from gateway.errors import KeyNotFound
 from gateway.models.access import ApiKey
 from gateway.models.base import iso
-from gateway.models.pages import Page, PageRequest, Position, decode, digest
+from gateway.models.pages import Page, PageRequest, Position, digest
 from gateway.stores.base import KeyChanged
-from gateway.stores.mongo_reach import Reach
-from gateway.stores.mongo_schema import Document, older_than
-from gateway.stores.paging import cut, offset
+from gateway.stores.mongo_reach import Reach, insert_missing
+from gateway.stores.mongo_schema import Document
 
 
 class MongoKeys(Reach):
     async def create_key(self, key: ApiKey) -> None:
         fields = key.model_dump(mode="json")
         document = {"_id": fields.pop("id"), **fields}
-
-        async def work() -> None:
-            try:
-                await self._collection("keys").insert_one(document)
-            except DuplicateKeyError:
-                return  # asked for again by a caller that never heard the first answer
-
-        await self._reach(work)
+        # One that is there was asked for by a caller that never heard the first answer.
+        await self._reach(lambda: insert_missing(self._collection("keys"), [document]))
 
     async def get_key(self, key_id: str) -> ApiKey:
         return _load(key_id, await self._reach(lambda: self._collection("keys").find_one({"_id": key_id})))
@@ -38,17 +30,9 @@ class MongoKeys(Reach):
     async def list_keys(self, page: PageRequest, *, include_revoked: bool) -> Page[ApiKey]:
         digest_ = digest(("keys", include_revoked))
         wanted: Document = {} if include_revoked else {"revoked_at": None}
-        after = older_than(decode(page.token, digest_), "created_at") if page.token else {}
-
-        async def work() -> tuple[list[Document], int]:
-            keys = self._collection("keys")
-            total_count = await keys.count_documents(wanted)
-            found = keys.find(wanted | after).sort([("created_at", DESCENDING), ("_id", DESCENDING)])
-            return await found.skip(offset(page)).limit(page.limit + 1).to_list(None), total_count
-
-        documents, total_count = await self._reach(work)
-        found = [_load("", document) for document in documents]
-        return cut(found, total_count, page, digest_, lambda last: Position(last.created_at, last.id))
+        return await self._newest(
+            "keys", wanted, page, digest_, lambda one: _load("", one), lambda last: Position(last.created_at, last.id)
+        )
 
     async def rotate_key(self, key_id: str, former: str, new: str, former_until: datetime, at: datetime) -> ApiKey:
         changes = {

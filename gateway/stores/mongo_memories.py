@@ -8,16 +8,14 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from pymongo import DESCENDING
-from pymongo.errors import DuplicateKeyError
 
 from gateway.errors import MemoryNotFound
 from gateway.models.base import iso
 from gateway.models.memories import Candidate, Indexed, Memory, MemoryFilter
-from gateway.models.pages import Page, PageRequest, Position, decode
+from gateway.models.pages import Page, PageRequest, Position
 from gateway.stores.memories import MemoryChanged, WordCounts
-from gateway.stores.mongo_reach import Reach
-from gateway.stores.mongo_schema import Document, older_than
-from gateway.stores.paging import cut, offset
+from gateway.stores.mongo_reach import Reach, insert_missing
+from gateway.stores.mongo_schema import Document
 
 _NEWEST = [("created_at", DESCENDING), ("_id", DESCENDING)]
 
@@ -25,14 +23,8 @@ _NEWEST = [("created_at", DESCENDING), ("_id", DESCENDING)]
 class MongoMemories(Reach):
     async def put_memory(self, memory: Memory, indexed: Indexed) -> None:
         document = memory_document(memory, indexed)
-
-        async def work() -> None:
-            try:
-                await self._collection("memories").insert_one(document)
-            except DuplicateKeyError:
-                return  # asked for again by a caller that never heard the first answer
-
-        await self._reach(work)
+        # One that is there was asked for by a caller that never heard the first answer.
+        await self._reach(lambda: insert_missing(self._collection("memories"), [document]))
 
     async def change_memory(self, memory: Memory, indexed: Indexed) -> None:
         document = memory_document(memory, indexed)
@@ -78,18 +70,10 @@ class MongoMemories(Reach):
         return [_load(document) for document in documents]
 
     async def list_memories(self, filter_: MemoryFilter, page: PageRequest) -> Page[Memory]:
-        wanted = _conditions(filter_)
-        after = [older_than(decode(page.token, filter_.digest), "created_at")] if page.token else []
-
-        async def work() -> tuple[list[Document], int]:
-            memories = self._collection("memories")
-            total_count = await memories.count_documents({"$and": wanted})
-            found = memories.find({"$and": wanted + after}, _SHOWN).sort(_NEWEST)
-            return await found.skip(offset(page)).limit(page.limit + 1).to_list(None), total_count
-
-        documents, total_count = await self._reach(work)
-        found = [_load(document) for document in documents]
-        return cut(found, total_count, page, filter_.digest, lambda last: Position(last.created_at, last.id))
+        return await self._newest(
+            "memories", {"$and": _conditions(filter_)}, page, filter_.digest, _load,
+            lambda last: Position(last.created_at, last.id), _SHOWN,
+        )  # fmt: skip
 
     async def count_words(self, agent_uid: str, names: Sequence[str], most: int) -> WordCounts:
         async def work() -> WordCounts:

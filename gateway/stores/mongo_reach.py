@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from bson import ObjectId
+from pymongo import DESCENDING
 from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import (
@@ -22,9 +23,12 @@ from pymongo.errors import (
 )
 
 from gateway.errors import StoreAway, TooLarge
+from gateway.models.pages import Page, PageRequest, Position, decode
 from gateway.stores.base import StoreClosed
-from gateway.stores.mongo_schema import Document, create_indexes
+from gateway.stores.mongo_schema import Document, create_indexes, older_than
+from gateway.stores.paging import cut, offset
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _MOST_DOUBTS = 1000
@@ -94,6 +98,23 @@ class Reach:
                 return await work()
         except PyMongoError as error:
             raise translated(error) from error
+
+    async def _newest(
+        self, name: str, wanted: Document, page: PageRequest, digest: str,
+        load: Callable[[Document], Item], position: Callable[[Item], Position], shown: Document | None = None,
+    ) -> Page[Item]:  # fmt: skip
+        """A page of a collection, newest first (`created_at`, then `_id`). Raises `BadPageToken`."""
+        after = [older_than(decode(page.token, digest), "created_at")] if page.token else []
+
+        async def work() -> tuple[list[Document], int]:
+            collection = self._collection(name)
+            total_count = await collection.count_documents(wanted)
+            found = collection.find({"$and": [wanted, *after]}, shown)
+            found = found.sort([("created_at", DESCENDING), ("_id", DESCENDING)])
+            return await found.skip(offset(page)).limit(page.limit + 1).to_list(None), total_count
+
+        documents, total_count = await self._reach(work)
+        return cut([load(document) for document in documents], total_count, page, digest, position)
 
 
 async def insert_missing(collection: AsyncCollection[Document], documents: list[Document]) -> None:

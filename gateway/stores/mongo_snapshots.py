@@ -1,15 +1,11 @@
 """Snapshots in MongoDB: what lists go by as fields, the rest as JSON text."""
 
-from pymongo import DESCENDING
-from pymongo.errors import DuplicateKeyError
-
 from gateway.errors import SnapshotNotFound
 from gateway.models.base import iso
-from gateway.models.pages import Page, PageRequest, Position, decode, digest
+from gateway.models.pages import Page, PageRequest, Position, digest
 from gateway.models.snapshots import Snapshot
-from gateway.stores.mongo_reach import Reach
-from gateway.stores.mongo_schema import Document, older_than
-from gateway.stores.paging import cut, offset
+from gateway.stores.mongo_reach import Reach, insert_missing
+from gateway.stores.mongo_schema import Document
 
 
 class MongoSnapshots(Reach):
@@ -22,14 +18,8 @@ class MongoSnapshots(Reach):
             "created_at": iso(snapshot.created_at),
             "document": snapshot.model_dump_json(),
         }
-
-        async def work() -> None:
-            try:
-                await self._collection("snapshots").insert_one(document)
-            except DuplicateKeyError:
-                return  # asked for again by a caller that never heard the first answer
-
-        await self._reach(work)
+        # One that is there was asked for by a caller that never heard the first answer.
+        await self._reach(lambda: insert_missing(self._collection("snapshots"), [document]))
 
     async def get_snapshot(self, snapshot_id: str) -> Snapshot:
         document = await self._reach(lambda: self._collection("snapshots").find_one({"_id": snapshot_id}))
@@ -44,17 +34,9 @@ class MongoSnapshots(Reach):
         wanted: Document = {"loose": True} if place is None else {"place": place}
         if place is None and created_by is not None:
             wanted["created_by"] = created_by
-        after = older_than(decode(page.token, digest_), "created_at") if page.token else {}
-
-        async def work() -> tuple[list[Document], int]:
-            snapshots = self._collection("snapshots")
-            total_count = await snapshots.count_documents(wanted)
-            found = snapshots.find(wanted | after).sort([("created_at", DESCENDING), ("_id", DESCENDING)])
-            return await found.skip(offset(page)).limit(page.limit + 1).to_list(None), total_count
-
-        documents, total_count = await self._reach(work)
-        found = [_load(document) for document in documents]
-        return cut(found, total_count, page, digest_, lambda last: Position(last.created_at, last.id))
+        return await self._newest(
+            "snapshots", wanted, page, digest_, _load, lambda last: Position(last.created_at, last.id)
+        )
 
     async def delete_snapshot(self, snapshot_id: str) -> None:
         call = ("delete_snapshot", snapshot_id)

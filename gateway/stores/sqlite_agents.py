@@ -8,11 +8,10 @@ from typing import Any
 from gateway.errors import AgentExists, AgentNotFound
 from gateway.models.agents import Agent, EndReason, Window
 from gateway.models.base import iso
-from gateway.models.pages import Page, PageRequest, Position, decode, digest
+from gateway.models.pages import Page, PageRequest, Position, digest
 from gateway.stores.agents import ExpiryMoved, WindowNotFound
-from gateway.stores.paging import AFTER_ALL, cut, offset
 from gateway.stores.sqlite_memories import unindex
-from gateway.stores.sqlite_reach import SqliteReach
+from gateway.stores.sqlite_reach import SqliteReach, newest
 
 
 class SqliteAgents(SqliteReach):
@@ -37,18 +36,12 @@ class SqliteAgents(SqliteReach):
         wanted, values = "live = 1", []
         if created_by is not None:
             wanted, values = "live = 1 AND json_extract(document, '$.created_by') = ?", [created_by]
-        after = decode(page.token, digest_) if page.token else None
-        before = (iso(after.created_at), after.key) if after else (AFTER_ALL, "")
 
         def scan(connection: sqlite3.Connection) -> Page[Agent]:
-            (total_count,) = connection.execute(f"SELECT count(*) FROM agents WHERE {wanted}", values).fetchone()  # noqa: S608 - one of the two above
-            rows = connection.execute(
-                f"SELECT document FROM agents WHERE {wanted} AND (created_at, uid) < (?, ?)"  # noqa: S608 - as above
-                " ORDER BY created_at DESC, uid DESC LIMIT ? OFFSET ?",
-                (*values, *before, page.limit + 1, offset(page)),
-            ).fetchall()
-            found = [Agent.model_validate_json(row[0]) for row in rows]
-            return cut(found, total_count, page, digest_, lambda last: Position(last.created_at, last.uid))
+            return newest(
+                connection, "document", "agents", "uid", wanted, values, page, digest_,
+                lambda row: Agent.model_validate_json(row[0]), lambda last: Position(last.created_at, last.uid),
+            )  # fmt: skip
 
         return await self._scan(scan)
 

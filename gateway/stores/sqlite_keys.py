@@ -6,9 +6,9 @@ from datetime import datetime
 from gateway.errors import KeyNotFound
 from gateway.models.access import ApiKey
 from gateway.models.base import iso
-from gateway.models.pages import Page, PageRequest, Position, decode, digest
+from gateway.models.pages import Page, PageRequest, Position, digest
 from gateway.stores.base import KeyChanged
-from gateway.stores.paging import AFTER_ALL, cut, offset
+from gateway.stores.sqlite_reach import newest
 
 _FIELDS = tuple(ApiKey.model_fields)
 _COLUMNS = ", ".join(_FIELDS)
@@ -31,17 +31,11 @@ def insert_key(connection: sqlite3.Connection, key: ApiKey) -> None:
 
 def list_keys(connection: sqlite3.Connection, page: PageRequest, *, include_revoked: bool) -> Page[ApiKey]:
     digest_ = digest(("keys", include_revoked))
-    after = decode(page.token, digest_) if page.token else None
-    before = (iso(after.created_at), after.key) if after else (AFTER_ALL, "")
     wanted = "1" if include_revoked else "revoked_at IS NULL"
-    (total_count,) = connection.execute(f"SELECT count(*) FROM api_keys WHERE {wanted}").fetchone()  # noqa: S608 - as above
-    rows = connection.execute(
-        f"SELECT {_COLUMNS} FROM api_keys WHERE {wanted} AND (created_at, id) < (?, ?)"  # noqa: S608 - as above
-        " ORDER BY created_at DESC, id DESC LIMIT ? OFFSET ?",
-        (*before, page.limit + 1, offset(page)),
-    ).fetchall()
-    found = [load_key(row) for row in rows]
-    return cut(found, total_count, page, digest_, lambda last: Position(last.created_at, last.id))
+    return newest(
+        connection, _COLUMNS, "api_keys", "id", wanted, (), page, digest_,
+        load_key, lambda last: Position(last.created_at, last.id),
+    )  # fmt: skip
 
 
 def rotate_key(

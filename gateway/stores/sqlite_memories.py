@@ -13,11 +13,10 @@ from typing import Any
 from gateway.errors import MemoryNotFound
 from gateway.models.base import iso
 from gateway.models.memories import Candidate, Indexed, Memory, MemoryFilter
-from gateway.models.pages import Page, PageRequest, Position, decode
+from gateway.models.pages import Page, PageRequest, Position
 from gateway.models.words import mark_name
 from gateway.stores.memories import MemoryChanged, WordCounts
-from gateway.stores.paging import AFTER_ALL, cut, offset
-from gateway.stores.sqlite_reach import SqliteReach
+from gateway.stores.sqlite_reach import SqliteReach, newest
 
 _MOST_VALUES = 500  # in one statement
 
@@ -91,8 +90,6 @@ class SqliteMemories(SqliteReach):
         return await self._scan(scan) if memory_ids else []
 
     async def list_memories(self, filter_: MemoryFilter, page: PageRequest) -> Page[Memory]:
-        after = decode(page.token, filter_.digest) if page.token else None
-        before = (iso(after.created_at), after.key) if after else (AFTER_ALL, "")
         wanted, values = _conditions(filter_)
         source = "memories m"
         if filter_.tags:
@@ -101,14 +98,10 @@ class SqliteMemories(SqliteReach):
             values = [_match(filter_, ()), *values]
 
         def scan(connection: sqlite3.Connection) -> Page[Memory]:
-            (total_count,) = connection.execute(f"SELECT count(*) FROM {source} WHERE {wanted}", values).fetchone()  # noqa: S608 - our own words
-            rows = connection.execute(
-                f"SELECT m.document FROM {source} WHERE {wanted} AND (m.created_at, m.id) < (?, ?)"  # noqa: S608 - as above
-                " ORDER BY m.created_at DESC, m.id DESC LIMIT ? OFFSET ?",
-                (*values, *before, page.limit + 1, offset(page)),
-            ).fetchall()
-            found = [Memory.model_validate_json(row[0]) for row in rows]
-            return cut(found, total_count, page, filter_.digest, lambda last: Position(last.created_at, last.id))
+            return newest(
+                connection, "document", source, "id", wanted, values, page, filter_.digest,
+                lambda row: Memory.model_validate_json(row[0]), lambda last: Position(last.created_at, last.id),
+            )  # fmt: skip
 
         return await self._scan(scan)
 

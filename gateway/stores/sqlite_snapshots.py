@@ -4,9 +4,9 @@ import sqlite3
 
 from gateway.errors import SnapshotNotFound
 from gateway.models.base import iso
-from gateway.models.pages import Page, PageRequest, Position, decode, digest
+from gateway.models.pages import Page, PageRequest, Position, digest
 from gateway.models.snapshots import Snapshot
-from gateway.stores.paging import AFTER_ALL, cut, offset
+from gateway.stores.sqlite_reach import newest
 
 _CREATED_BY = "json_extract(document, '$.created_by')"
 
@@ -33,18 +33,12 @@ def list_snapshots(
     connection: sqlite3.Connection, place: str | None, page: PageRequest, created_by: str | None = None
 ) -> Page[Snapshot]:
     digest_ = digest(("snapshots", place, created_by))
-    after = decode(page.token, digest_) if page.token else None
-    before = (iso(after.created_at), after.key) if after else (AFTER_ALL, "")
     # Written out, "loose = 1" lets SQLite use the index that holds only those.
     wanted, values = ("place = ?", (place,)) if place is not None else ("loose = 1", ())
     if place is None and created_by is not None:
         wanted = f"loose = 1 AND {_CREATED_BY} > '' AND {_CREATED_BY} = ?"
         values = (created_by,)
-    (total_count,) = connection.execute(f"SELECT count(*) FROM snapshots WHERE {wanted}", values).fetchone()  # noqa: S608 - one of those above
-    rows = connection.execute(
-        f"SELECT document FROM snapshots WHERE {wanted} AND (created_at, id) < (?, ?)"  # noqa: S608 - as above
-        " ORDER BY created_at DESC, id DESC LIMIT ? OFFSET ?",
-        (*values, *before, page.limit + 1, offset(page)),
-    ).fetchall()
-    found = [Snapshot.model_validate_json(row[0]) for row in rows]
-    return cut(found, total_count, page, digest_, lambda last: Position(last.created_at, last.id))
+    return newest(
+        connection, "document", "snapshots", "id", wanted, values, page, digest_,
+        lambda row: Snapshot.model_validate_json(row[0]), lambda last: Position(last.created_at, last.id),
+    )  # fmt: skip
