@@ -4,15 +4,12 @@ Rates are this gateway's own. What must hold over all gateways on a store is cou
 """
 
 import math
-import time
-from collections import OrderedDict
 
 from gateway.config import Settings
 from gateway.errors import Exhausted
 from gateway.models.access import Caller
+from gateway.services.buckets import Buckets
 from gateway.services.origin import GATEWAY, present
-
-_MOST_REMEMBERED = 10_000
 
 
 class RateLimited(Exhausted):
@@ -26,27 +23,12 @@ class RateLimited(Exhausted):
         )
 
 
-class Buckets:
-    """Token buckets by name, a bounded number of them: the one longest unused is forgotten first, and is full again."""
-
-    def __init__(self, most: int = _MOST_REMEMBERED) -> None:
-        self._most = most
-        self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()  # tokens left, as of when
-
-    def __len__(self) -> int:
-        return len(self._left)
-
-    def take(self, name: str, what: str, per_s: float, burst: float) -> None:
-        """Raises `RateLimited` when there is no token; what is refused takes none."""
-        at = time.monotonic()
-        left, since = self._left.get(name, (burst, at))
-        left = min(burst, left + (at - since) * per_s)
-        if left < 1:
-            raise RateLimited(what, per_s, (1 - left) / per_s)
-        self._left[name] = (left - 1, at)
-        self._left.move_to_end(name)
-        if len(self._left) > self._most:
-            self._left.popitem(last=False)
+def take(buckets: Buckets, name: str, what: str, per_s: float, burst: float) -> None:
+    """Raises `RateLimited` when there is no token; what is refused takes none."""
+    left = buckets.left(name, per_s, burst)
+    if left < 1:
+        raise RateLimited(what, per_s, (1 - left) / per_s)
+    buckets.spend(name, per_s, burst)
 
 
 class Limits:
@@ -60,13 +42,13 @@ class Limits:
         per_s = who.limits.requests_per_second or self._settings.requests_per_second
         if per_s is not None:
             burst = who.limits.burst or self._settings.requests_burst or max(1.0, per_s)
-            self._requests.take(who.key_id or who.acts_as, "requests", per_s, burst)
+            take(self._requests, who.key_id or who.acts_as, "requests", per_s, burst)
 
     def check_run(self, uid: str) -> None:
         """Raises `RateLimited`: by session, whoever runs in it."""
         per_s = self._settings.session_runs_per_second
         if per_s is not None:
-            self._runs.take(uid, "runs in this session", per_s, self._settings.session_runs_burst or max(1.0, per_s))
+            take(self._runs, uid, "runs in this session", per_s, self._settings.session_runs_burst or max(1.0, per_s))
 
 
 def most_sessions(settings: Settings) -> int | None:

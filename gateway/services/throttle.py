@@ -2,14 +2,12 @@
 
 import ipaddress
 import math
-import time
-from collections import OrderedDict
 
 from gateway.errors import Exhausted
+from gateway.services.buckets import Buckets
 
 _AT_ONCE = 20.0
 _PER_S = 0.2
-_MOST_ADDRESSES = 10_000
 
 
 class TooManyGuesses(Exhausted):
@@ -23,27 +21,19 @@ class Throttle:
     """Remembers addresses that guessed wrong, a bounded number of them: the one longest quiet is forgotten first."""
 
     def __init__(self) -> None:
-        self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()  # guesses left, as of when
+        self._guesses = Buckets()
 
     def __len__(self) -> int:
-        return len(self._left)
+        return len(self._guesses)
 
     def check(self, remote: str) -> None:
         """Raises `TooManyGuesses` when this address has none left."""
-        left = self._guesses(_network(remote))
+        left = self._guesses.left(_network(remote), _PER_S, _AT_ONCE)
         if left < 1:
             raise TooManyGuesses((1 - left) / _PER_S)
 
     def failed(self, remote: str) -> None:
-        network = _network(remote)
-        self._left[network] = (self._guesses(network) - 1, time.monotonic())
-        self._left.move_to_end(network)
-        if len(self._left) > _MOST_ADDRESSES:
-            self._left.popitem(last=False)
-
-    def _guesses(self, network: str) -> float:
-        left, since = self._left.get(network, (_AT_ONCE, 0.0))
-        return min(_AT_ONCE, left + (time.monotonic() - since) * _PER_S)
+        self._guesses.spend(_network(remote), _PER_S, _AT_ONCE)
 
 
 def _network(remote: str) -> str:
