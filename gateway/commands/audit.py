@@ -1,20 +1,16 @@
 """`gateway audit`: the audit log, proved and exported by whoever may read the store. It needs no gateway that runs."""
 
-import asyncio
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Annotated, TypeVar
 
 import typer
 from pydantic import ValidationError
 
-from gateway.app import CannotStart, make_store, opened
-from gateway.commands.keys import Config, DataDir, StoreUri
-from gateway.commands.settings import settings_of
+from gateway.app import CannotStart
+from gateway.commands.stores import Config, DataDir, StoreUri, in_the_store
 from gateway.config import Settings
-from gateway.errors import GatewayError
 from gateway.models.audit import AuditQuery
 from gateway.services.audit import AuditService, Verdict
 
@@ -80,24 +76,10 @@ def _with_audit(
     data_dir: Path | None, store: str | None, config: Path | None, work: Callable[[AuditService], Awaitable[T]]
 ) -> T:
     """Raises `Exit`, having told what is wrong."""
-    settings = settings_of({"data_dir": data_dir, "store": store}, config)
-
-    async def in_the_store() -> T:
-        async with _audit(settings) as audit:
-            return await work(audit)
-
-    try:
-        return asyncio.run(in_the_store())
-    except (CannotStart, GatewayError) as error:
-        print(f"gateway: {error}", file=sys.stderr)
-        raise typer.Exit(1) from None
+    return in_the_store(data_dir, store, config, lambda kept: work(AuditService(kept)), _must_be_there)
 
 
-@asynccontextmanager
-async def _audit(settings: Settings) -> AsyncIterator[AuditService]:
+def _must_be_there(settings: Settings) -> None:
     path = settings.store_uri.removeprefix("sqlite:///")
-    if path != settings.store_uri and not Path(path).exists():  # noqa: ASYNC240 - nothing else runs
+    if path != settings.store_uri and not Path(path).exists():
         raise CannotStart(f"{path} is not there.")
-    kept = make_store(settings)
-    async with opened(kept, settings):
-        yield AuditService(kept)

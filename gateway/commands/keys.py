@@ -4,11 +4,9 @@ It goes to the store itself, so it needs no gateway that runs, and none is in it
 process write, and gateways look again within seconds.
 """
 
-import asyncio
 import getpass
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Annotated, TypeVar
 from uuid import uuid4
@@ -16,10 +14,8 @@ from uuid import uuid4
 import typer
 from pydantic import ValidationError
 
-from gateway.app import CannotStart, make_store, opened
-from gateway.commands.settings import settings_of
+from gateway.commands.stores import Config, DataDir, StoreUri, in_the_store
 from gateway.config import Settings
-from gateway.errors import GatewayError
 from gateway.models.access import ApiKey, CreateKey, KeyList, KeyMade, KeyView, Role
 from gateway.models.audit import AuditLine
 from gateway.models.base import now
@@ -29,9 +25,6 @@ from gateway.stores.base import Store
 
 app = typer.Typer(no_args_is_help=True, help="Make, list, rotate and revoke API keys.")
 
-DataDir = Annotated[Path | None, typer.Option(help="The folder that the gateway uses.")]
-StoreUri = Annotated[str | None, typer.Option(help="The store that the gateway uses, if it is not in its folder.")]
-Config = Annotated[Path | None, typer.Option(envvar="GATEWAY_CONFIG", help="TOML file with settings.", exists=True)]
 AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
 
 T = TypeVar("T")
@@ -129,28 +122,18 @@ def _with_keys(
     action: str | None = None,
 ) -> T:  # fmt: skip
     """`action`: what the audit log calls it. Raises `Exit`, having told what is wrong."""
-    settings = settings_of({"data_dir": data_dir, "store": store}, config)
 
-    async def in_the_store() -> T:
-        async with _keys(settings) as (keys, kept):
-            done = await work(keys)
-            if action is not None and isinstance(done, ApiKey | KeyView):
-                await kept.append_audit([_line(action, done)])
-            return done
+    async def told(kept: Store) -> T:
+        done = await work(KeyService(kept, lambda noting: noting.close()))  # uses are noted where keys are used
+        if action is not None and isinstance(done, ApiKey | KeyView):
+            await kept.append_audit([_line(action, done)])
+        return done
 
-    try:
-        return asyncio.run(in_the_store())
-    except (CannotStart, GatewayError) as error:
-        print(f"gateway: {error}", file=sys.stderr)
-        raise typer.Exit(1) from None
+    return in_the_store(data_dir, store, config, told, _make_folder)
 
 
-@asynccontextmanager
-async def _keys(settings: Settings) -> AsyncIterator[tuple[KeyService, Store]]:
+def _make_folder(settings: Settings) -> None:
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    store = make_store(settings)
-    async with opened(store, settings):
-        yield KeyService(store, lambda work: work.close()), store  # uses are noted where keys are used
 
 
 def _line(action: str, key: ApiKey | KeyView) -> AuditLine:

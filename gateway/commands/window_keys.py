@@ -1,12 +1,12 @@
 """`gateway window-keys`: the keys that tokens of agents' windows are signed with."""
 
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from gateway.commands.settings import settings_of
+from gateway.commands.stores import Config, DataDir
 from gateway.errors import GatewayError
 from gateway.services.window_keys import KEPT, WindowKeys
 
@@ -23,10 +23,8 @@ def rotate(
     keep: Annotated[
         int, typer.Option(min=1, max=100, help="Keys in the ring, the new one among them; 1 ends every open window.")
     ] = KEPT,
-    data_dir: Annotated[Path | None, typer.Option(help="The folder that the gateway uses.")] = None,
-    config: Annotated[
-        Path | None, typer.Option(envvar="GATEWAY_CONFIG", help="TOML file with settings.", exists=True, dir_okay=False)
-    ] = None,
+    data_dir: DataDir = None,
+    config: Config = None,
 ) -> None:
     """Sign with a new key from now on, also in gateways that run; older keys stay for the tokens that they signed."""
     path = settings_of({"data_dir": data_dir}, config).window_key_file
