@@ -10,10 +10,8 @@ import argparse
 import asyncio
 import contextlib
 import os
-import socket
 import statistics
 import struct
-import subprocess
 import sys
 import tempfile
 import time
@@ -30,6 +28,7 @@ from tornado.websocket import WebSocketClientConnection, websocket_connect
 
 from tests.bench.bench_http import pss, table
 from tests.bench.bench_runs import OUTPUT_LIMIT_BYTES, PRINTS
+from tests.bench.peers import serving
 from tests.gateways import gateway_process
 
 V1 = "v1.kernel.websocket.jupyter.org"
@@ -120,25 +119,8 @@ async def ours(folder: Path) -> AsyncIterator[Server]:
 @asynccontextmanager
 async def peer(name: str, folder: Path, *command: str) -> AsyncIterator[Server]:
     """A server that is started by `python -m`; `{port}` in its command is a free one."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    arguments = [one.replace("{port}", port) for one in command]
-    with open(folder / f"{name}.log", "wb") as log:
-        process = subprocess.Popen([sys.executable, "-m", *arguments, *UNLIMITED], stdout=log, stderr=log, cwd=folder)
-    try:
-        side = Server(name, f"http://127.0.0.1:{port}", process.pid)
-        async with httpx2.AsyncClient(base_url=side.url, trust_env=False) as http, asyncio.timeout(60):
-            while True:
-                assert process.poll() is None, (folder / f"{name}.log").read_text()
-                with contextlib.suppress(httpx2.HTTPError):
-                    if (await http.get("/api")).is_success:
-                        break
-                await asyncio.sleep(0.1)
-        yield side
-    finally:
-        process.terminate()
-        await asyncio.to_thread(process.wait)
+    async with serving(folder, name, *command, *UNLIMITED) as (port, pid):
+        yield Server(name, f"http://127.0.0.1:{port}", pid)
 
 
 async def timed(client: Client, code: str, printed: int) -> float:

@@ -12,7 +12,6 @@ import json
 import os
 import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -29,6 +28,7 @@ from jupyter_client.manager import AsyncKernelManager
 from pydantic_core import from_json
 from tornado.websocket import WebSocketClientConnection, websocket_connect
 
+from tests.bench.peers import serving
 from tests.gateways import gateway_process
 
 PRINTS = "for i in range(100_000): print(i)"
@@ -180,28 +180,13 @@ class KernelGateway:
     @classmethod
     @asynccontextmanager
     async def started(cls, folder: Path) -> AsyncIterator["KernelGateway"]:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        with open(folder / "jkg.log", "wb") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "kernel_gateway", "--KernelGatewayApp.ip=127.0.0.1",
-                 f"--KernelGatewayApp.port={port}", "--ZMQChannelsWebsocketConnection.iopub_data_rate_limit=0",
-                 "--ZMQChannelsWebsocketConnection.iopub_msg_rate_limit=0"],
-                stdout=log, stderr=log,
-            )  # fmt: skip
-        try:
-            side = cls(port, process.pid)
-            async with asyncio.timeout(60):
-                while True:
-                    with contextlib.suppress(httpx2.HTTPError):
-                        if (await side._http.get("/api")).is_success:
-                            break
-                    await asyncio.sleep(0.1)
-            yield side
-        finally:
-            process.terminate()
-            await asyncio.to_thread(process.wait)
+        limits = ("iopub_data_rate_limit", "iopub_msg_rate_limit")
+        command = [
+            "kernel_gateway", "--KernelGatewayApp.ip=127.0.0.1", "--KernelGatewayApp.port={port}",
+            *(f"--ZMQChannelsWebsocketConnection.{limit}=0" for limit in limits),
+        ]  # fmt: skip
+        async with serving(folder, "jkg", *command) as (port, pid):
+            yield cls(port, pid)
 
 
 class RawSession:

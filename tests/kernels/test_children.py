@@ -11,6 +11,7 @@ import pytest
 
 from kernels import cgroups
 from kernels.children import Child, MemoryWatch, Order, connection_at
+from kernels.engine import Exit
 
 LIMIT_BYTES = 200_000_000
 HOG = "x = b'x' * 400_000_000; import time; time.sleep(60)"
@@ -37,14 +38,19 @@ def child(tmp_path: Path, code: str, group: cgroups.Group | None = None) -> Chil
     return Child(order, connection_at(folder, "python3"), folder, group=group)
 
 
+async def end_of_watched(child: Child) -> Exit:
+    await child.launch()
+    watching = asyncio.create_task(MemoryWatch({child.id: child}).watch())
+    async with asyncio.timeout(30):
+        exit_ = await child.ended()
+    watching.cancel()
+    return exit_
+
+
 async def test_without_a_group_memory_of_its_children_ends_a_kernel(tmp_path: Path) -> None:
     hungry = child(tmp_path, PARENT)
-    await hungry.launch()
-    watching = asyncio.create_task(MemoryWatch({hungry.id: hungry}).watch())
 
-    async with asyncio.timeout(30):
-        exit_ = await hungry.ended()
-    watching.cancel()
+    exit_ = await end_of_watched(hungry)
 
     assert exit_.out_of_memory
     assert f"its limit is {LIMIT_BYTES:,}" in exit_.reason
@@ -53,12 +59,8 @@ async def test_without_a_group_memory_of_its_children_ends_a_kernel(tmp_path: Pa
 async def test_without_a_group_files_that_are_nowhere_but_in_memory_count(tmp_path: Path) -> None:
     fill = "import os, time; fd = os.memfd_create('x'); [os.write(fd, bytes(1_000_000)) for _ in range(400)]"
     hungry = child(tmp_path, f"{fill}; time.sleep(60)")
-    await hungry.launch()
-    watching = asyncio.create_task(MemoryWatch({hungry.id: hungry}).watch())
 
-    async with asyncio.timeout(30):
-        exit_ = await hungry.ended()
-    watching.cancel()
+    exit_ = await end_of_watched(hungry)
 
     assert exit_.out_of_memory
 
@@ -73,7 +75,7 @@ mapped = mmap.mmap(fd, 150_000_000)
 mapped[:] = bytes(1) * 150_000_000
 if os.fork() == 0: sum(mapped[::4096])
 print('there', flush=True)
-while True: pass
+time.sleep(60)
 """
     calm = child(tmp_path, code)
     await calm.launch()
@@ -118,12 +120,8 @@ async def test_a_kernel_that_took_too_much_itself_is_told_though_others_did_befo
     group = hierarchy.group(f"test-{uuid4().hex[:8]}")
     group.limit(cgroups.Limits(memory_bytes=LIMIT_BYTES))
     hungry = child(tmp_path, f"{PARENT.replace('time.sleep(60)', 'sys.stdin.read()')}\n{HOG}", group)
-    await hungry.launch()
-    watching = asyncio.create_task(MemoryWatch({hungry.id: hungry}).watch())
 
-    async with asyncio.timeout(30):
-        exit_ = await hungry.ended()
-    watching.cancel()
+    exit_ = await end_of_watched(hungry)
 
     assert exit_.out_of_memory
     assert exit_.reason == f"Out of memory: the session used all of its {LIMIT_BYTES:,} bytes."
