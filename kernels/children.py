@@ -485,8 +485,8 @@ class MemoryWatch:
             self._seen[child.id] = used
         else:
             self._seen.pop(child.id, None)
-        if memory_bytes <= limit_bytes:
-            memory_bytes += processes.unmapped_bytes(child.pid, child.init_pid)
+        if memory_bytes <= limit_bytes:  # some of it may be counted twice
+            memory_bytes += processes.memory_file_bytes(child.pid, child.init_pid)
         if memory_bytes > limit_bytes:
             memory_bytes = await asyncio.to_thread(_exact_bytes, child)
         if memory_bytes > limit_bytes:
