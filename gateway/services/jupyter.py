@@ -1,7 +1,7 @@
 """Sessions as Jupyter sees them: each is a kernel, and what front ends have open on it are Jupyter's sessions."""
 
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import PurePosixPath
@@ -22,7 +22,6 @@ from gateway.models.jupyter import (
     StartKernel,
     StartSession,
 )  # fmt: skip
-from gateway.models.pages import PageRequest, SessionFilter
 from gateway.models.sessions import ENV_NAME, CreateSession, Session
 from gateway.services.access import Access
 from gateway.services.channels import ChannelService
@@ -33,7 +32,6 @@ from gateway.states import State
 from gateway.stores.base import SessionChanges, Store
 from kernels.engine import Kernelspec
 
-_PAGE = 1000
 _MOST_OFFERED = 50
 _OFFER = "session."  # before its id, the name of a kernelspec that stands for a session
 
@@ -167,7 +165,7 @@ class JupyterService:
         return [session for session in await self._all_there(who) if not session.kernel_ended]
 
     async def _all_there(self, who: Caller) -> list[Session]:
-        stored = {session.uid: session async for session in self._stored(who)}
+        stored = {session.uid: session async for session in self._sessions.stored(who.sees_only)}
         here = {live.uid: live.session for live in self._live if live.closing is None}
         gone = {live.uid for live in self._live if live.closing is not None}
         return [
@@ -175,15 +173,6 @@ class JupyterService:
             for uid, session in {**stored, **here}.items()
             if uid not in gone and self._access.level(who, session) is not Level.NONE
         ]
-
-    async def _stored(self, who: Caller) -> AsyncIterator[Session]:
-        visible, token = SessionFilter(seen_by=who.sees_only), None
-        while True:
-            found = await self._store.list_sessions(visible, PageRequest(limit=_PAGE, token=token))
-            for session in found.items:
-                yield session
-            if (token := found.next_token) is None:
-                return
 
     async def find(self, kernel_id: str) -> Session:
         """The session whose kernel that is. Raises `KernelNotFound`."""

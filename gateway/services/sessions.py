@@ -124,6 +124,11 @@ class SessionService:
     async def all(self, seen_by: str | None = None) -> AsyncIterator[Session]:
         """Every live session (that `seen_by` may see), newest first, with its files as they were last counted."""
         await asyncio.gather(*(live.outbox.flushed() for live in self._live))
+        async for session in self.stored(seen_by):
+            yield session
+
+    async def stored(self, seen_by: str | None = None) -> AsyncIterator[Session]:
+        """The same, as the store has them: what a live one has changed just now may not be there yet."""
         page = PageRequest(limit=1000)
         while True:
             found = await self._store.list_sessions(SessionFilter(seen_by=seen_by), page)
