@@ -61,7 +61,7 @@ class Outputs:
         ids = {id(one.output): display_id for display_id, shown in self._displays.items() for one in shown}
         told = []
         for kept, output in zip(self._kept, self.as_nbformat(), strict=True):
-            content = {name: value for name, value in output.items() if name != "output_type"}
+            content = content_of(output)
             if display_id := ids.get(id(kept)):
                 content["transient"] = {"display_id": display_id}
             told.append((output["output_type"], content))
@@ -206,6 +206,11 @@ class Outputs:
         error["traceback"] = lines
         self._keep({"output_type": "error", **error}, size_bytes)
         return Event("error", error, size_bytes)
+
+
+def content_of(output: dict[str, Any]) -> dict[str, Any]:
+    """Of the message that an output, as nbformat has it, came as."""
+    return {name: value for name, value in output.items() if name != "output_type"}
 
 
 def error_of(content: dict[str, Any]) -> dict[str, Any]:

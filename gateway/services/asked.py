@@ -8,7 +8,7 @@ from gateway.models.executions import Execution, Status
 from gateway.services.front_ends import FrontEnd, FrontEnds
 from kernels.channels import Channel
 from kernels.messages import Message, received
-from kernels.outputs import error_of
+from kernels.outputs import content_of, error_of
 
 
 class AskedCell:
@@ -92,7 +92,7 @@ class AskedCell:
         put("iopub", self._front_ends.made("status", {"execution_state": "busy"}, header))
         put("iopub", self._front_ends.made("execute_input", _input_of(record), header))
         for output in record.outputs:
-            put("iopub", self._front_ends.made(output["output_type"], _content_of(output), header))
+            put("iopub", self._front_ends.made(output["output_type"], content_of(output), header))
         self.reply_again(record)
 
     def reply_again(self, record: Execution) -> None:
@@ -115,7 +115,3 @@ class AskedCell:
 
 def _input_of(record: Execution) -> dict[str, Any]:
     return {"code": record.code, "execution_count": record.execution_count}
-
-
-def _content_of(output: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in output.items() if name != "output_type"}
