@@ -1,11 +1,10 @@
 """Agents, over HTTP, and the windows in which they act."""
 
-from contextlib import suppress
 from typing import TypeVar
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from gateway.errors import AgentNotFound, Invalid
+from gateway.errors import Invalid
 from gateway.handlers.base import ApiHandler, Operation
 from gateway.models.access import Need
 from gateway.models.agents import (
@@ -41,16 +40,12 @@ class AgentHandler(ApiHandler):
         await super()._admit()
         operation = self._operation
         if operation is not None and (given := self.path_kwargs.get("agent_id")) is not None:
-            agent_id, agent = self.agent_id(given), None
-            with suppress(AgentNotFound):
-                agent = await self.services.agents.get(agent_id)
-            self.services.access.check_agent(self.who, operation.needs, agent_id, agent)
+            await self.services.access.check_agent(self.who, operation.needs, self.agent_id(given))
 
     async def own_window(self) -> Window:
         """The active window that the token shows, of an agent of the caller's."""
         window = await self.services.windows.opened(self.window_token)
-        agent = await self.services.agents.get(window.agent_id)
-        self.services.access.check_agent(self.who, Need.AGENT, window.agent_id, agent)
+        await self.services.access.check_agent(self.who, Need.AGENT, window.agent_id)
         return window
 
     def agent_id(self, given: str) -> str:

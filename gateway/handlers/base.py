@@ -388,8 +388,7 @@ class ApiHandler(RequestHandler):
         if token is None:
             return who
         window = await self.services.windows.opened(token)
-        agent = await self.services.agents.get(window.agent_id)
-        self.services.access.check_agent(who, Need.AGENT, window.agent_id, agent)
+        await self.services.access.check_agent(who, Need.AGENT, window.agent_id)
         return replace(who, agent_id=window.agent_id, window_id=window.id)
 
     async def _again(self) -> Caller:

@@ -21,7 +21,6 @@ from gateway.errors import (
     Unauthenticated,
 )
 from gateway.models.access import LOCAL, Caller, Level, Need, Role
-from gateway.models.agents import Agent
 from gateway.models.sessions import Session
 from gateway.models.snapshots import Snapshot
 from gateway.services.keys import KeyService, hashed
@@ -145,23 +144,25 @@ class Access:
         if not self.may_make(who):
             raise Denied("A viewer makes no sessions.", role=who.role)
 
-    def check_agent(self, who: Caller, need: Need, agent_id: str, agent: Agent | None) -> None:
-        """An agent is that of who made it, and a key of its own is it. Raises `AgentNotFound`, `Denied`.
-
-        `agent`: None if nobody has the id.
-        """
+    async def check_agent(self, who: Caller, need: Need, agent_id: str) -> None:
+        """An agent is that of who made it, and a key of its own is it. Raises `AgentNotFound`, `Denied`."""
         if who.is_admin:
             return
         if who.agent_id is not None:
             sees = who.agent_id == agent_id
-        elif agent is None:
-            sees = need is Need.AGENT_OR_MAKE
         else:
-            sees = agent.created_by == who.name
+            sees = await self._has_made(who, agent_id, otherwise=need is Need.AGENT_OR_MAKE)
         if not sees:
             raise AgentNotFound(agent_id)
         if who.role is Role.VIEWER and need is not Need.AGENT_READ:
             raise Denied("A viewer changes no agents.", role=who.role)
+
+    async def _has_made(self, who: Caller, agent_id: str, *, otherwise: bool) -> bool:
+        """`otherwise`: if nobody has."""
+        try:
+            return (await self._store.get_agent(agent_id)).created_by == who.name
+        except AgentNotFound:
+            return otherwise
 
     async def check_snapshot(self, who: Caller, snapshot_id: str) -> None:
         """Raise `SnapshotNotFound` unless the caller may read it: it brought it in, or may read its session."""

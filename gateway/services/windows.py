@@ -3,10 +3,9 @@
 from datetime import datetime, timedelta
 
 from gateway.config import Settings
-from gateway.errors import Conflict, Denied, Invalid, SessionNotFound, Unauthenticated
+from gateway.errors import Conflict, Denied, Invalid, Unauthenticated
 from gateway.models.agents import Agent, Window
 from gateway.models.base import new_id, now
-from gateway.models.sessions import Session
 from gateway.services.agents import AgentService
 from gateway.services.window_keys import WindowKeys
 from gateway.stores.agents import ExpiryMoved, WindowNotFound
@@ -134,16 +133,7 @@ class WindowService:
             raise WindowExpired("its window is over.")
         return window
 
-    # Sessions
-
-    def check_session(self, window: Window, session: Session) -> None:
-        """Raise `SessionNotFound` unless the window's agent is assigned to the session, or made it."""
-        if not self.may_use(window.agent_id, session):
-            raise SessionNotFound(session.id)
-
-    def may_use(self, agent_id: str, session: Session) -> bool:
-        made = session.created_by == f"agent:{agent_id}"
-        return made or any(agent.id == agent_id for agent in session.agents)
+    # What ends with them
 
     async def end_expired(self) -> None:
         await self._store.end_expired(now())

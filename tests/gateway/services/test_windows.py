@@ -6,6 +6,7 @@ import json
 import stat
 import uuid
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,15 @@ from hypothesis import strategies as st
 
 from gateway.config import Settings
 from gateway.errors import Invalid, SessionNotFound
+from gateway.models.access import LOCAL, Level
 from gateway.models.agents import Window
 from gateway.models.base import now as real_now
 from gateway.models.sessions import Session, SessionAgent
 from gateway.services import windows as windows_module
+from gateway.services.access import Access
 from gateway.services.agents import AgentService
+from gateway.services.keys import KeyService
+from gateway.services.live import Live
 from gateway.services.window_keys import BadKeyFile, WindowInvalid, WindowKeys
 from gateway.services.windows import OtherAgent, WindowExpired, WindowMissing, WindowService
 from gateway.stores.sqlite import SqliteStore
@@ -244,6 +249,9 @@ async def test_extensions_at_once_all_count(windows: WindowService) -> None:
 
 async def test_an_agent_may_use_sessions_that_it_is_assigned_to_or_made_and_no_others(windows: WindowService) -> None:
     window, _ = await windows.activate("bot", None, "local")
+    inside = replace(LOCAL, agent_id=window.agent_id, window_id=window.id)
+    store = windows._store
+    access = Access(Settings(), store, Live.__new__(Live), KeyService(store, lambda work: work.close()))
     at = real_now()
 
     def session(created_by: str, *agent_ids: str) -> Session:
@@ -252,11 +260,14 @@ async def test_an_agent_may_use_sessions_that_it_is_assigned_to_or_made_and_no_o
             uid=uuid.uuid4().hex, id="s", name="s", created_by=created_by, agents=agents, created_at=at, updated_at=at
         )
 
-    windows.check_session(window, session("local", "other", "bot"))
-    windows.check_session(window, session("agent:bot"))
+    def check(one: Session) -> None:
+        access.require(inside, Level.RUN, one, SessionNotFound(one.id))
+
+    check(session("local", "other", "bot"))
+    check(session("agent:bot"))
     for foreign in (session("local"), session("local", "Bot", "bot2"), session("bot"), session("agent:bot2")):
         with pytest.raises(SessionNotFound):
-            windows.check_session(window, foreign)
+            check(foreign)
 
 
 def a_window(number: int = 1) -> Window:
