@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, RootModel, StringConstraints, WithJsonSchema, model_validator
 
-from gateway.models.base import Answer, Request, Utc
+from gateway.models.base import Answer, Moment, Request, Utc
 
 AGENT = "agent:"  # before the id of an agent, where a name may stand: no key can be called so
 
@@ -187,7 +187,7 @@ class CreateKey(Request):
     name: KeyName
     role: Role = Role.USER
     agent_id: AgentId | None = None
-    expires_at: Utc | None = None
+    expires_at: Moment | None = None
     expires_in_seconds: Annotated[float, Field(gt=0, le=10 * 31_536_000)] | None = None
     requests_per_second: Annotated[float, Field(gt=0, le=1_000_000)] | None = None
     burst: Annotated[int, Field(ge=1, le=1_000_000)] | None = None

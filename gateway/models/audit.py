@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Field, model_validator
 
-from gateway.models.base import Answer, Text, Utc, iso
+from gateway.models.base import Answer, Moment, Text, Utc, iso
 from gateway.models.pages import digest
 from gateway.models.queries import PageQuery
 
@@ -156,8 +156,8 @@ class AuditQuery(PageQuery):
     request_id: _Word | None = None
     key_id: _Word | None = None
     agent_id: _Word | None = None
-    from_: Utc | None = Field(default=None, alias="from")
-    to: Utc | None = None
+    from_: Moment | None = Field(default=None, alias="from")
+    to: Moment | None = None
     format: Literal["json", "jsonl"] | None = None
 
     @model_validator(mode="after")

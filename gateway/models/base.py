@@ -1,14 +1,26 @@
 """What all models share: strict requests, UTC times, text that can be stored and sent."""
 
+import re
 import secrets
 import string
 import time
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, PlainSerializer
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    PlainSerializer,
+    TypeAdapter,
+    ValidationError,
+)
 
 _BASE36 = string.digits + string.ascii_lowercase
+
+_NUMBER = re.compile(r"[+-]?[\d_.]+(?:[eE][+-]?\d+)?")
+_TIME: TypeAdapter[datetime] = TypeAdapter(datetime)
 
 
 def now() -> datetime:
@@ -69,7 +81,20 @@ def _storable_tree(value: Any) -> Any:
     return value
 
 
+def _written_time(value: Any) -> Any:
+    """Text is read here: in it, a number would be taken for seconds since 1970."""
+    if not isinstance(value, str):
+        return value
+    if _NUMBER.fullmatch(value.strip()):
+        raise ValueError("must be a time as ISO 8601 has it")
+    try:
+        return _TIME.validate_python(value)
+    except ValidationError:
+        return value  # what is wrong is told as of any other field
+
+
 Utc = Annotated[datetime, AfterValidator(_aware), PlainSerializer(iso, return_type=str)]
+Moment = Annotated[Utc, BeforeValidator(_written_time)]  # as a client gives it
 Text = Annotated[str, AfterValidator(_storable)]
 Json = Annotated[Any, BeforeValidator(_storable_tree)]
 JsonMap = Annotated[dict[str, Any], BeforeValidator(_storable_tree)]

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
-from gateway.models.base import Answer, Request, Text, Utc
+from gateway.models.base import Answer, Moment, Request, Text, Utc
 from gateway.models.pages import digest
 from gateway.models.queries import Limit, PageQuery
 from gateway.models.sessions import SessionId
@@ -186,7 +186,7 @@ class Remember(Request):
     source_session_id: SessionId | None = Field(
         default=None, validation_alias=AliasChoices("source_session_id", "source_session")
     )
-    expires_at: Utc | None = None
+    expires_at: Moment | None = None
 
 
 class EditMemory(Request):
@@ -197,15 +197,15 @@ class EditMemory(Request):
     title: Title | None = None
     confidence: Confidence | None = None
     tags: Tags | None = None
-    expires_at: Utc | None = None
+    expires_at: Moment | None = None
 
 
 class _Which(Request):
     type: Kind | None = Field(default=None, validation_alias=AliasChoices("type", "memory_type"))
     tags: Tags = []
-    since: Utc | None = None
-    until: Utc | None = None
-    as_of: Utc | None = None
+    since: Moment | None = None
+    until: Moment | None = None
+    as_of: Moment | None = None
     min_confidence: Confidence | None = None
 
     def filter(self, agent_uid: str, now: datetime) -> MemoryFilter:
@@ -232,8 +232,8 @@ class Ask(_Which):
 class MemoriesQuery(PageQuery):
     type: Kind | None = Field(default=None, validation_alias=AliasChoices("type", "memory_type"))
     tags: Tags = []
-    since: Utc | None = None
-    until: Utc | None = None
+    since: Moment | None = None
+    until: Moment | None = None
     min_confidence: Confidence | None = None
 
     def filter(self, agent_uid: str, now: datetime) -> MemoryFilter:

@@ -134,6 +134,7 @@ async def test_edits_at_once_all_count(agent: ActiveAgent) -> None:
         ("recall", {"query": "x", "limit": 1001}, "limit"),
         ("recall", {"query": "x", "min_score": 2}, "min_score"),
         ("recall", {"query": "x", "as_of": "yesterday"}, "as_of"),
+        ("recall", {"query": "x", "as_of": "0.5"}, "as_of"),
         ("answer", {}, "question"),
         ("answer", {"question": "???"}, "question"),
     ],
