@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kernels import cgroups
+from kernels import cgroups, processes
 from kernels.copied import Copied, First
 from kernels.errors import StartFailed
 from kernels.inherited import Inherited, Kin
@@ -134,7 +134,7 @@ class Offer:
                     try:
                         pid, pidfd = _only_child(pid)
                     finally:
-                        _end(first_pidfd)
+                        await _ended(first_pidfd)  # until then it is one of the copy's group
                     self._tell({}, [])
                 await self._heard("ready")
             if lodging is not None:
@@ -240,6 +240,15 @@ def _end(pidfd: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
     os.close(pidfd)
+
+
+async def _ended(pidfd: int) -> None:
+    try:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        await processes.over(pidfd)
+    finally:
+        os.close(pidfd)
 
 
 def _inode(path: str) -> int:
