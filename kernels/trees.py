@@ -10,7 +10,7 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 
@@ -20,6 +20,7 @@ from kernels.errors import NoSuchFile, WorkspaceError
 from kernels.manifests import CHUNK_BYTES, Chunk, Entry, Manifest, Stamp
 from kernels.packs import Packer, Packs, Sink, Wanted, write_all
 from kernels.paths import Folders, Parts, Root, check, is_hidden, open_anyway, parse, show, split, walk
+from kernels.swaps import sync_all
 
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _WRITE = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -34,6 +35,7 @@ _KINDS = {
     stat.S_IFBLK: "a device",
 }
 _SYNC_RANGE = 7  # wait, write, wait
+_SYNC_BYTES = 2 << 20  # written to disk while more is made
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _sync_file_range = getattr(_libc, "sync_file_range", None) if sys.platform == "linux" else None
@@ -211,7 +213,10 @@ def write_tree(
     pool: ThreadPoolExecutor,
     into: int,
 ) -> None:
-    """Write entries below a folder that nobody else sees. Folders, those `there` too, get their modes at the end."""
+    """Write entries below a folder that nobody else sees. Folders, those `there` too, get their modes at the end.
+
+    Most of it is on disk afterwards; what a `sync_all` tells when it fails, it tells once, so none goes unheard.
+    """
     files = [entry for entry in entries if entry.kind == "file"]
     wanted: list[Wanted[tuple[Entry, Chunk]]] = [
         ((chunk.digest, False), manifest.locations[chunk.digest, False], (entry, chunk))
@@ -223,9 +228,16 @@ def write_tree(
             if entry.kind == "folder":
                 os.mkdir(entry.parts[-1], 0o700, dir_fd=folders.open(entry.parts[:-1]))
         writer = _Writer(folders)
+        syncing: Future[None] | None = None
+        unsynced = 0
         try:
             for (entry, chunk), data in packs.read(pool, wanted):
                 writer.write(entry, chunk, data)
+                unsynced += len(data)
+                if unsynced >= _SYNC_BYTES and (syncing is None or syncing.done()):
+                    if syncing is not None:
+                        syncing.result()
+                    syncing, unsynced = pool.submit(sync_all, into), 0
         finally:
             writer.close()
         for entry in files:
@@ -239,6 +251,8 @@ def write_tree(
             os.utime(folders.open(entry.parts), ns=(entry.modified_ns, entry.modified_ns))
         for entry in reversed(made):
             os.chmod(entry.parts[-1], entry.mode, dir_fd=folders.open(entry.parts[:-1]))
+        if syncing is not None:
+            syncing.result()
 
 
 def usage(entries: Iterable[Entry]) -> Usage:

@@ -195,7 +195,7 @@ class Bench:
 def report(times: Times) -> None:
     peer = "tar | zstd -1" if PROGRAMS else "Python's tarfile and zstd, level 1"
     print(f"\nMedians, beside {peer}; % is its time divided by ours\n")
-    print(f"{'':34}{'ours':>18}{'peer':>18}{'':>7}{'peer + sync':>18}")
+    print(f"{'':34}{'ours':>18}{'peer':>18}{'':7}{'peer + sync':>18}")
     for what, size, names in (
         ("10 MB in 1,000 files", 10 * MB, ("files: save", "files: tar", "files: restore", "files: untar")),
         ("state of 1 GB", STATE_BYTES, ("state: save", "state: tar", "state: restore", "state: untar")),
@@ -204,9 +204,9 @@ def report(times: Times) -> None:
             cells = []
             for name in (ours, theirs, f"{theirs}, synced"):
                 seconds = times.median(name)
-                cells.append(f"{seconds:.3f} s {size / MB / seconds:6.0f} MB/s")
-            share = f"{times.median(theirs) / times.median(ours):.0%}"
-            print(f"{step + ' ' + what:34}{cells[0]:>18}{cells[1]:>18}{share:>7}{cells[2]:>18}")
+                share = "" if name == ours else f"{seconds / times.median(ours):7.0%}"
+                cells.append(f"{seconds:.3f} s {size / MB / seconds:6.0f} MB/s{share}")
+            print(f"{step + ' ' + what:34}{cells[0]:>18}{cells[1]:>25}{cells[2]:>25}")
     print()
     for what in ("files", "state"):
         first, second = (times.sizes[f"{what}: {which} snapshot"] for which in ("first", "second"))
