@@ -39,6 +39,7 @@ from gateway.services.beside import BesideService
 from gateway.services.channels import ChannelService
 from gateway.services.contents import ContentsService
 from gateway.services.executions import ExecutionService
+from gateway.services.guardrails import Guardrails
 from gateway.services.idempotency import IdempotencyService
 from gateway.services.introspection import IntrospectionService
 from gateway.services.jupyter import JupyterService
@@ -289,8 +290,9 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
                 log.warning("%d kernels of an earlier gateway were ended", orphans)
             url = _url(settings, sockets)
             recorder = Recorder(store, background.spawn, metrics, settings.holder_timeout_s)
-            past = PastRuns(settings, store, engine, recorder)
-            services = _services(settings, store, engine, metrics, intake, background, url, past, recorder)
+            guardrails = _guardrails(settings, recorder)
+            past = PastRuns(settings, store, engine, recorder, guardrails)
+            services = _services(settings, store, engine, metrics, intake, background, url, past, recorder, guardrails)
             supervisor = Supervisor(
                 settings, store, engine, services.live, services.executions, past, services.recorder
             )
@@ -321,28 +323,29 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
 
 def _services(
     settings: Settings, store: Store, engine: LocalEngine, metrics: Metrics, intake: Intake,
-    background: Tasks, url: str, past: PastRuns, recorder: Recorder,
+    background: Tasks, url: str, past: PastRuns, recorder: Recorder, guardrails: Guardrails,
 ) -> Services:  # fmt: skip
     vault = Vault(settings, store, engine)
     live = Live(
         Tools(
             settings=settings, store=store, engine=engine, intake=intake, recorder=recorder, spawn=background.spawn,
             metrics=metrics, starting=asyncio.Semaphore(settings.start_concurrency), base_url=lambda: url,
-            vault=vault,
+            vault=vault, guardrails=guardrails,
         )
     )  # fmt: skip
-    sessions = SessionService(settings, store, engine, live, recorder, background.spawn)
+    sessions = SessionService(settings, store, engine, live, recorder, background.spawn, guardrails)
     limits = Limits(settings)
     beside = BesideService(settings, engine, recorder, background.spawn)
     executions = ExecutionService(
-        settings, store, live, sessions, recorder, background.spawn, metrics, engine, past, beside, limits
+        settings, store, live, sessions, recorder, background.spawn, metrics, engine, past, beside, limits,
+        guardrails,
     )  # fmt: skip
     snapshots = SnapshotService(settings, store, engine, live, sessions, vault, recorder, background.spawn)
     series = SeriesService(settings, executions, recorder, background.spawn)
-    channels = ChannelService(sessions, executions, beside, recorder, background.spawn)
+    channels = ChannelService(settings, sessions, executions, beside, recorder, background.spawn)
     agents, recaller = AgentService(store), Recaller(store)
     keys = KeyService(store, background.spawn)
-    access = Access(settings, store, live, keys)
+    access = Access(settings, store, live, keys, guardrails)
     return Services(
         settings=settings,
         store=store,
@@ -370,6 +373,14 @@ def _services(
         audit=AuditService(store),
         metrics=metrics,
     )
+
+
+def _guardrails(settings: Settings, recorder: Recorder) -> Guardrails:
+    """Raises `CannotStart` if the settings name one that is not there."""
+    try:
+        return Guardrails(settings, recorder.note)
+    except GatewayError as error:
+        raise CannotStart(f"GATEWAY_GUARDRAILS: {error.sentence}") from None
 
 
 def _window_keys(settings: Settings) -> WindowKeys:

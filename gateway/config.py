@@ -168,6 +168,9 @@ class Settings(BaseSettings):
     quota_sessions: Annotated[int, Field(ge=0)] | None = Field(
         default=None, description="live sessions that one caller may own, over all gateways on the store"
     )
+    guardrails: list[str] = Field(
+        default=[], description="that hold for every session: no-network, no-pii-exposure, max-output:64k …"
+    )
     queue_limit: Annotated[int, Field(ge=1)] = Field(default=1000, description="runs that wait for one session")
     live_limit: Annotated[int, Field(ge=1)] = Field(
         default_factory=_kernels_that_fit,

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from kernels.errors import KernelGone
 from kernels.intake import Intake
-from kernels.messages import BadMessage, Content, Message, Wire
+from kernels.messages import BadMessage, Content, Message, NewSieve, Sieve, Wire
 from kernels.sockets import Socket, address_of
 from kernels.zmtp import Cut, Kind
 
@@ -127,6 +127,8 @@ class Channels:
         self._connection = connection
         self._requests: dict[str, Request] = {}
         self._listeners: list[Listener] = []
+        self.new_sieve: NewSieve | None = None
+        self._sieve: Sieve | None = None
         self._broken: Exception | None = None
         self._complained = False
         self._sockets: dict[str, Socket] = {}
@@ -148,6 +150,10 @@ class Channels:
     def _lose(self, error: Exception) -> None:
         if not self.lost.done():
             self.lost.set_result(error)
+
+    def sift(self, new_sieve: NewSieve | None) -> None:
+        """Have all that comes from now on go through a sieve; who reads the journal makes another one."""
+        self.new_sieve, self._sieve = new_sieve, new_sieve() if new_sieve is not None else None
 
     def listen(self, listener: Listener) -> Callable[[], None]:
         """Hear every IOPub message from now on; call what is returned to stop."""
@@ -242,6 +248,9 @@ class Channels:
 
     def fail(self, error: Exception) -> None:
         """Nothing more will come: every request under way, and any later one, raises `error`."""
+        if self._sieve is not None and self._broken is None:
+            for message in self._sieve.rest():
+                self._route_iopub(message)
         self._broken = error
         for request in list(self._requests.values()):
             request.fail(error)
@@ -253,7 +262,12 @@ class Channels:
     def _take(self, route: Listener, messages: list[list[bytes]]) -> None:
         for frames in messages:
             try:
-                route(self.wire.read_cut(frames) if isinstance(frames, Cut) else self.wire.read(frames))
+                message = self.wire.read_cut(frames) if isinstance(frames, Cut) else self.wire.read(frames)
+                if self._sieve is None:
+                    route(message)
+                else:
+                    for one in self._sieve.take(message):
+                        route(one)
             except BadMessage as error:
                 if not self._complained:  # a kernel may say nothing else
                     log.warning("Messages that can't be read are left aside: %s", error)

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from kernels.journal import Entry
-from kernels.messages import DELIMITER, BadMessage, Message, Wire
+from kernels.messages import DELIMITER, BadMessage, Message, NewSieve, Wire
 from kernels.outputs import Event, Outputs, error_of
 
 
@@ -70,8 +70,11 @@ class Verdict:
 class RunOf:
     """Picks the messages of one run out of a journal. `incomplete` if some of them may be lost."""
 
-    def __init__(self, wire: Wire, run_id: str, hear: Callable[[Message], None]) -> None:
+    def __init__(
+        self, wire: Wire, run_id: str, hear: Callable[[Message], None], new_sieve: NewSieve | None = None
+    ) -> None:
         self.incomplete = False
+        self._sieve = new_sieve() if new_sieve is not None else None
         self._wire = wire
         self._run_id = run_id
         self._hear = hear
@@ -95,8 +98,14 @@ class RunOf:
         elif self._lost and not self._began:
             self.incomplete = True
         self._over = is_idle(message)
-        self._hear(message)
+        for one in self._sieve.take(message) if self._sieve is not None else (message,):
+            self._hear(one)
         return True
+
+    def rest(self) -> None:
+        """Nothing more comes from the journal: hear what its sieve has held back."""
+        for one in self._sieve.rest() if self._sieve is not None else ():
+            self._hear(one)
 
 
 async def past_runs(entries: AsyncIterator[Entry], wire: Wire) -> list[PastRun]:
@@ -130,6 +139,7 @@ async def retold(
     *,
     output_limit_bytes: int,
     on_event: Callable[[Event], None] = lambda event: None,
+    new_sieve: NewSieve | None = None,
 ) -> Retold:
     """One run of a kernel, also of one that has ended."""
     outputs, verdict, ended = Outputs(output_limit_bytes), Verdict(), False
@@ -142,9 +152,10 @@ async def retold(
         elif event := outputs.add(message):
             on_event(event)
 
-    run = RunOf(wire, run_id, hear)
+    run = RunOf(wire, run_id, hear, new_sieve)
     async for entry in entries:
         run.take(entry)
+    run.rest()
     outputs.truncated = outputs.truncated or run.incomplete
     return Retold(outputs, verdict.execution_count, verdict.reply() if ended else None)
 

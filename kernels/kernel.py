@@ -319,13 +319,16 @@ class Kernel:
         if execution.input_request is None and not execution.ended:
             wire = self.channels.wire
             content = {name: asked[name] for name in ("prompt", "password")}
-            execution.ask_input(wire.read(wire.request("input_request", content, parent=execution.asked)[1]))
+            question = wire.read(wire.request("input_request", content, parent=execution.asked)[1])
+            for one in self.channels.new_sieve().take(question) if self.channels.new_sieve is not None else (question,):
+                execution.ask_input(one)
 
     async def _catch_up(self, execution: Resumed, journal: Entries) -> None:
         """Hear what was published before we came, from the journal, and no message twice."""
         request = execution.request
-        run = RunOf(self.channels.wire, request.msg_id, request.hear)
+        run = RunOf(self.channels.wire, request.msg_id, request.hear, self.channels.new_sieve)
         whole = await self.retrace(journal, run.take, request.hold)  # what is held before that is in the journal
+        run.rest()
         if run.incomplete or not whole:
             execution.outputs.truncated = True
         if request.idle_seen:  # long ago: a reply would be here

@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 from uuid import uuid4
 
 import orjson
@@ -82,6 +82,21 @@ class Message:
             # half a surrogate pair can be neither stored nor sent
             content = json.loads(json.dumps(content, ensure_ascii=False).encode(errors="replace"))
         return content
+
+
+class Sieve(Protocol):
+    """What all that a kernel says goes through before anybody hears it: it may change messages, and hold text back."""
+
+    def take(self, message: Message) -> Sequence[Message]:
+        """What is to be heard now, in order."""
+        ...
+
+    def rest(self) -> Sequence[Message]:
+        """What was held back, when nothing more comes."""
+        ...
+
+
+NewSieve = Callable[[], Sieve]
 
 
 def weight_bytes(packed: bytes) -> int:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, RootModel, StringConstraints, WithJsonSchema, model_validator
 
 from gateway.models.base import Answer, Moment, Request, Utc
+from gateway.models.guardrails import GuardrailNames
 
 AGENT = "agent:"  # before the id of an agent, where a name may stand: no key can be called so
 
@@ -83,6 +84,7 @@ class KeyLimits:
     requests_per_second: float | None = None
     burst: int | None = None
     sessions: int | None = None
+    guardrails: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,10 +168,11 @@ class ApiKey(BaseModel):
     requests_per_second: float | None = None
     burst: int | None = None
     most_sessions: int | None = None
+    guardrails: list[str] = []
 
     @property
     def caller(self) -> Caller:
-        limits = KeyLimits(self.requests_per_second, self.burst, self.most_sessions)
+        limits = KeyLimits(self.requests_per_second, self.burst, self.most_sessions, tuple(self.guardrails))
         return Caller(self.name, self.role, self.id, self.agent_id, limits=limits)
 
     def is_expired(self, at: datetime) -> bool:
@@ -181,7 +184,7 @@ class CreateKey(Request):
     `agent`, and is the name when it is left out.
 
     `requests_per_second`, after a `burst`: of this key. `most_sessions`: that its name may own at once, as far as they
-    are made with this key. Left out, the gateway's settings hold.
+    are made with this key. `guardrails`: for all that it does. Left out, the gateway's settings hold.
     """
 
     name: KeyName
@@ -192,6 +195,7 @@ class CreateKey(Request):
     requests_per_second: Annotated[float, Field(gt=0, le=1_000_000)] | None = None
     burst: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     most_sessions: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
+    guardrails: GuardrailNames = []
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
@@ -199,6 +203,8 @@ class CreateKey(Request):
             raise ValueError("agent_id goes with the role agent only")
         if self.expires_at is not None and self.expires_in_seconds is not None:
             raise ValueError("expires_at and expires_in_seconds are two answers to one question")
+        if self.guardrails and self.role is Role.ADMIN:
+            raise ValueError("an admin may do everything, without guardrails")
         return self
 
     def expiry(self, at: datetime) -> datetime | None:
@@ -230,6 +236,7 @@ class KeyView(Answer):
     requests_per_second: float | None
     burst: int | None
     most_sessions: int | None
+    guardrails: list[str]
 
     @classmethod
     def of(cls, key: ApiKey) -> Self:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AliasChoices, BaseModel, Field, StringConstraints, ValidationInfo, field_validator
 
 from gateway.models.base import Answer, JsonMap, Request, Text, Utc
+from gateway.models.guardrails import GuardrailAct
 from gateway.models.sessions import Env, KernelName, PositiveSeconds
 from gateway.models.unsaved import Unsaved, UnsavedVariable, Woken
 from gateway.states import State
@@ -117,6 +118,7 @@ class Execution(BaseModel):
     timeout_s: float = 300
     resumed: bool = False
     not_carried: Unsaved = []
+    guardrails: list[GuardrailAct] = []
     queued_at: Utc
     started_at: Utc | None = None
     finished_at: Utc | None = None
@@ -133,6 +135,7 @@ class ExecutionView(Answer):
 
     `fresh_start`: the kernel was started for this run, and variables of earlier runs are not there.
     `resumed`: the session was woken for this run, with its saved variables; `not_carried` names those that are missing.
+    `guardrails`: what they replaced in its outputs, or left out.
     """
 
     execution_id: str
@@ -154,6 +157,7 @@ class ExecutionView(Answer):
     fresh_start: bool
     resumed: bool
     not_carried: list[UnsavedVariable]
+    guardrails: list[GuardrailAct]
     queued_at: Utc
     started_at: Utc | None
     finished_at: Utc | None
@@ -228,6 +232,7 @@ def view_fields(execution: Execution) -> dict[str, Any]:
         "fresh_start": execution.fresh_start,
         "resumed": execution.resumed,
         "not_carried": execution.not_carried,
+        "guardrails": execution.guardrails,
         "queued_at": execution.queued_at,
         "started_at": execution.started_at,
         "finished_at": execution.finished_at,

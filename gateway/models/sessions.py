@@ -19,6 +19,7 @@ from pydantic import (
 from gateway.errors import TooLarge
 from gateway.models.access import AGENT, GrantLevel
 from gateway.models.base import Answer, JsonMap, Request, Text, Utc
+from gateway.models.guardrails import GuardrailNames
 from gateway.models.labels import LabelChanges, Labels
 from gateway.models.unsaved import Woken
 from gateway.states import State
@@ -123,6 +124,7 @@ class CreateSession(Request):
     resources: Resources = Resources()
     template: Annotated[Text, StringConstraints(min_length=1, max_length=256)] | None = None
     workspace: Annotated[Text, StringConstraints(min_length=1, max_length=256)] | None = None
+    guardrails: GuardrailNames = []
     allow_internet_access: bool | None = Field(default=None, alias="allowInternetAccess")
     allow_public_access: bool | None = Field(default=None, alias="allowPublicAccess")
 
@@ -185,6 +187,7 @@ class Session(BaseModel):
     parent_id: str | None = None
     template: str | None = None
     workspace: str | None = None
+    guardrails: list[str] = []
     allow_internet_access: bool | None = None
     allow_public_access: bool | None = None
     waiting_timeout_seconds: float = 300
@@ -291,6 +294,7 @@ class SessionView(Answer):
     source: str
     template: str | None
     workspace: str | None
+    guardrails: list[str]
     allow_internet_access: bool | None = Field(serialization_alias="allowInternetAccess")
     allow_public_access: bool | None = Field(serialization_alias="allowPublicAccess")
     waiting_timeout_seconds: float

@@ -23,6 +23,7 @@ from gateway.errors import (
 from gateway.models.access import LOCAL, Caller, Level, Need, Role
 from gateway.models.sessions import Session
 from gateway.models.snapshots import Snapshot
+from gateway.services.guardrails import Guardrails
 from gateway.services.keys import KeyService, hashed
 from gateway.services.live import Live
 from gateway.services.throttle import Throttle
@@ -50,7 +51,10 @@ class Pass:
 
 
 class Access:
-    def __init__(self, settings: Settings, store: Store, live: Live, keys: KeyService) -> None:
+    def __init__(
+        self, settings: Settings, store: Store, live: Live, keys: KeyService, guardrails: Guardrails
+    ) -> None:  # fmt: skip
+        self._guardrails = guardrails
         self._auto_create = settings.auto_create
         self._always_asks = settings.exposed and not settings.insecure
         self._store = store
@@ -132,6 +136,8 @@ class Access:
             raise Denied(
                 f"{who.acts_as!r} may {_DOES[has]} this session, not {_DOES[level]} it.", needs=level.name.lower()
             )
+        if session is not None:
+            self._guardrails.check_session(who, session)
 
     def check_admin(self, who: Caller) -> None:
         if not who.is_admin:

@@ -43,6 +43,13 @@ class AskedCell:
         return code if isinstance(code, str) else ""
 
     @property
+    def all_code(self) -> str:
+        """With the expressions that are to be evaluated after it."""
+        expressions = self.request.content.get("user_expressions")
+        more = expressions.values() if isinstance(expressions, dict) else ()
+        return "\n".join([self.code, *(one for one in more if isinstance(one, str))])
+
+    @property
     def readable(self) -> bool:
         """Whether a kernel can read it: one that can't says nothing, ever."""
         request = self.request

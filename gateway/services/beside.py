@@ -32,7 +32,9 @@ class BesideService:
         self._recorder = recorder
         self._spawn = spawn
 
-    def begin(self, live: LiveSession, kernel: Kernel, channel: Channel, asked: AskedCell) -> None:
+    def begin(
+        self, live: LiveSession, kernel: Kernel, channel: Channel, asked: AskedCell, output_limit_bytes: int
+    ) -> None:  # fmt: skip
         """Run a cell at once; it ends when it does. Raises `KernelGone`."""
         record = Execution(
             id=asked.request.id, session_uid=live.uid, session_id=live.session.id, source="jupyter",
@@ -41,41 +43,46 @@ class BesideService:
         )  # fmt: skip
         cell = kernel.execute_beside(
             channel, asked.request, on_input=asked.ask_input, on_reply=asked.reply,
-            output_limit_bytes=self._settings.output_limit_bytes,
+            output_limit_bytes=output_limit_bytes,
         )  # fmt: skip
         if not asked.silent:
             live.outbox.execution(record.model_copy())
-        self._watch(live, cell, record, asked, present())
+        self._watch(live, cell, record, asked, present(), output_limit_bytes)
 
     def take_over(self, live: LiveSession, kernel: Kernel, record: Execution, asked: AskedCell | None) -> None:
         """Go on with one that was begun by an earlier gateway, or has ended since."""
         self._spawn(self._take_over(live, kernel, record, asked))
 
     async def _take_over(self, live: LiveSession, kernel: Kernel, record: Execution, asked: AskedCell | None) -> None:
+        limit_bytes = live.guards.output_limit_bytes(self._settings)
         try:
             cell = await kernel.resume_beside(
                 record.id, partial(self._engine.journal, kernel.id),
                 on_input=None if asked is None else asked.ask_input,
-                on_reply=None if asked is None else asked.reply, output_limit_bytes=self._settings.output_limit_bytes,
+                on_reply=None if asked is None else asked.reply, output_limit_bytes=limit_bytes,
             )  # fmt: skip
         except KernelsError as error:
             died = RunError(ename="KernelDied", evalue=str(error))
             self._end(live, record, Status.DIED, died, asked, of_old(record.created_by))
         else:
             cell.started_at = (record.started_at or record.queued_at).timestamp()
-            self._watch(live, cell, record, asked, of_old(record.created_by))
+            self._watch(live, cell, record, asked, of_old(record.created_by), limit_bytes)
 
-    def _watch(self, live: LiveSession, cell: Cell, record: Execution, asked: AskedCell | None, origin: Origin) -> None:
+    def _watch(
+        self, live: LiveSession, cell: Cell, record: Execution, asked: AskedCell | None, origin: Origin,
+        limit_bytes: int,
+    ) -> None:  # fmt: skip
         front_end = None if asked is None else asked.front_end
         live.front_ends.beside.append(front_end)
-        cell.request.done.add_done_callback(partial(self._over, live, cell, record, asked, origin))
+        cell.request.done.add_done_callback(partial(self._over, live, cell, record, asked, origin, limit_bytes))
 
     def _over(
         self, live: LiveSession, cell: Cell, record: Execution, asked: AskedCell | None, origin: Origin,
-        done: "asyncio.Future[Message]",
+        limit_bytes: int, done: "asyncio.Future[Message]",
     ) -> None:  # fmt: skip
         live.front_ends.beside.remove(None if asked is None else asked.front_end)
         record.outputs, record.truncated = cell.outputs.as_nbformat(), cell.outputs.truncated
+        record.guardrails = live.guards.acts(record, limit_bytes, self._settings)
         record.execution_count = cell.execution_count
         record.duration_ms = round((time.time() - cell.started_at) * 1000, 3)
         error = None if done.cancelled() else done.exception()

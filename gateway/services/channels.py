@@ -5,8 +5,11 @@ Requests go out on the gateway's own sockets; each reply finds the client that a
 
 import asyncio
 import logging
+from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
+from gateway.config import Settings
 from gateway.errors import GatewayError
 from gateway.models.base import told
 from gateway.services.asked import AskedCell
@@ -35,9 +38,10 @@ _ENDED = "A Jupyter client has ended its kernel."
 
 class ChannelService:
     def __init__(
-        self, sessions: SessionService, executions: ExecutionService, beside: BesideService, recorder: Recorder,
-        spawn: Spawn,
+        self, settings: Settings, sessions: SessionService, executions: ExecutionService, beside: BesideService,
+        recorder: Recorder, spawn: Spawn,
     ) -> None:  # fmt: skip
+        self._settings = settings
         self._beside = beside
         self._recorder = recorder
         self._sessions = sessions
@@ -149,10 +153,14 @@ class ChannelService:
         else:
             kernel = live.at_hand or await live.ready()
             if not kernel.channels.awaits(message.id):
+                own = self._executions.admit(live, asked.all_code)
                 live.variables_changed(message.id)
-                self._beside.begin(live, kernel, channel, asked)
+                limit_bytes = live.guards.output_limit_bytes(self._settings, own)
+                self._beside.begin(live, kernel, channel, asked, limit_bytes)
 
     async def _pass_on(self, live: LiveSession, front_end: FrontEnd, channel: Channel, message: Message) -> None:
+        if message.type == "debug_request":
+            self._executions.check_code(live, "\n".join(_texts(message.content.get("arguments"))))
         kernel = live.at_hand or await live.ready()
         if message.type in _CHANGING and not kernel.channels.awaits(message.id):
             live.variables_changed(message.id)
@@ -208,3 +216,14 @@ class ChannelService:
         if message.type not in _UNANSWERED:
             error = {"status": "error", "ename": ename, "evalue": why, "traceback": [f"{ename}: {why}"]}
             self._answer(live, front_end, channel, message, error)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All that is said in some JSON: what of it a debugger evaluates is its own affair."""
+    waiting = [value]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, str):
+            yield one
+        elif isinstance(one, dict | list):
+            waiting.extend(one.values() if isinstance(one, dict) else one)

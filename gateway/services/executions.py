@@ -46,6 +46,7 @@ from gateway.models.sessions import CreateSession
 from gateway.services.asked import AskedCell
 from gateway.services.beside import BesideService
 from gateway.services.front_ends import FrontEnd
+from gateway.services.guardrails import Guardrails, Named
 from gateway.services.limits import Limits
 from gateway.services.live import Live
 from gateway.services.live_session import LiveSession
@@ -75,8 +76,9 @@ class ExecutionService:
     def __init__(
         self, settings: Settings, store: Store, live: Live, sessions: SessionService, recorder: Recorder,
         spawn: Spawn, metrics: Metrics, engine: Engine, past: PastRuns,
-        beside: BesideService, limits: Limits,
+        beside: BesideService, limits: Limits, guardrails: Guardrails,
     ) -> None:  # fmt: skip
+        self._guardrails = guardrails
         self._limits = limits
         self._beside = beside
         self._settings = settings
@@ -189,10 +191,10 @@ class ExecutionService:
     ) -> Run:
         if self._live.stopping:
             raise Stopping()
-        self._limits.check_run(live.uid)
         code = request.code if request.code is not None else live.session.code
         if code is None:
             raise Invalid("code: there is none in the request and none stored in the session.", field="code")
+        own = self.admit(live, code)
         record = Execution(
             id=run_id or uuid4().hex,
             session_uid=live.uid,
@@ -209,10 +211,23 @@ class ExecutionService:
             interactive=interactive,
             store_history=request.store_history,
             update_data=request.update_data,
-            journal_bytes=2 * self._settings.output_limit_bytes,
+            output_limit_bytes=live.guards.output_limit_bytes(self._settings, own),
         )
         self._queue(live, run)
         return run
+
+    def admit(self, live: LiveSession, code: str) -> tuple[Named, ...]:
+        """Let code run: all that is to run in a session passes here, whichever way it came.
+
+        The guardrails that hold for this run beside the session's. Raises `RateLimited`, `GuardrailRefused`,
+        `GuardrailLimited`.
+        """
+        self._limits.check_run(live.uid)
+        return self._guardrails.admit(live.session, live.guards.rules, code)
+
+    def check_code(self, live: LiveSession, code: str) -> None:
+        """What is evaluated beside all runs, such as a debugger's expressions. Raises `GuardrailRefused`."""
+        self._guardrails.check_code(live.session, (*live.guards.rules, *self._guardrails.of_caller()), code)
 
     def _queue(self, live: LiveSession, run: Run) -> None:
         self._live.enqueue(live, run)
@@ -242,16 +257,16 @@ class ExecutionService:
             queued_at=now(),
             timeout_s=live.session.default_timeout or NO_TIMEOUT_S,
         )
-        run = Run(
-            record, env={}, stdin=None, interactive=True, store_history=True, update_data=None,
-            journal_bytes=2 * self._settings.output_limit_bytes, asked=asked,
-        )  # fmt: skip
-        run.keep_on = True
         try:
             self._recorder.check()
             if self._live.stopping:
                 raise Stopping()
-            self._limits.check_run(live.uid)
+            own = self.admit(live, asked.all_code)
+            run = Run(
+                record, env={}, stdin=None, interactive=True, store_history=True, update_data=None,
+                output_limit_bytes=live.guards.output_limit_bytes(self._settings, own), asked=asked,
+            )  # fmt: skip
+            run.keep_on = True
             self._queue(live, run)
         except GatewayError as error:
             asked.conclude(type(error).__name__, error.sentence)
@@ -358,7 +373,7 @@ class ExecutionService:
     def _resumed(self, live: LiveSession, record: Execution, past: PastRun) -> Run:
         run = Run(
             record, env={}, stdin=None, interactive=True, store_history=True, update_data=None,
-            journal_bytes=2 * self._settings.output_limit_bytes, past=past,
+            output_limit_bytes=live.guards.output_limit_bytes(self._settings), past=past,
             asked=self._asked_before(live, record, past),
         )  # fmt: skip
         run.keep_on = True
@@ -535,17 +550,17 @@ class ExecutionService:
             started_at = run.record.started_at or run.record.queued_at
             return kernel.resume(
                 run.id, partial(self._engine.journal, kernel.id), started_at=started_at.timestamp(),
-                on_event=run.on_event, on_input=run.on_input, output_limit_bytes=settings.output_limit_bytes,
+                on_event=run.on_event, on_input=run.on_input, output_limit_bytes=run.output_limit_bytes,
                 on_reply=None if run.asked is None else run.asked.reply, grace_s=settings.interrupt_grace_s,
             )  # fmt: skip
         if run.asked is not None:
             return kernel.execute_request(
                 run.asked.request, on_event=run.on_event, on_input=run.on_input, on_reply=run.asked.reply,
-                output_limit_bytes=settings.output_limit_bytes, grace_s=settings.interrupt_grace_s,
+                output_limit_bytes=run.output_limit_bytes, grace_s=settings.interrupt_grace_s,
             )  # fmt: skip
         return kernel.execute(
             run.id, run.record.code, on_event=run.on_event, on_input=run.on_input,
-            output_limit_bytes=settings.output_limit_bytes, store_history=run.store_history,
+            output_limit_bytes=run.output_limit_bytes, store_history=run.store_history,
             env=run.env, stdin=run.stdin, grace_s=settings.interrupt_grace_s,
         )  # fmt: skip
 
@@ -566,6 +581,7 @@ class ExecutionService:
     ) -> None:
         record = run.record
         run.conclude(status, error, state_kept=state_kept)
+        record.guardrails = live.guards.acts(record, run.output_limit_bytes, self._settings)
         record.finished_at = now()
         if record.started_at is not None:  # a run that never began has not made the session BUSY
             changes = SessionChanges(replace={"last_run_at": record.finished_at}, add={"run_count": 1})

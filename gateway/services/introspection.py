@@ -80,7 +80,8 @@ class IntrospectionService:
             raise GatewayError("The kernel could not tell.")
         match reply.get("error"):
             case None:
-                return reply
+                told: dict[str, Any] = (await self._sessions.guards(session_id)).json(reply)
+                return told
             case "missing":
                 raise VariableNotFound(f"No variable {arguments.get('name')!r}.", name=arguments.get("name"))
             case _:

@@ -16,6 +16,7 @@ from gateway.errors import KeyNotFound, StoreAway, Unauthenticated
 from gateway.models.access import ApiKey, CreateKey, KeyMade, Role
 from gateway.models.base import now
 from gateway.models.pages import Page, PageRequest
+from gateway.services.guardrails import Known
 from gateway.services.recorder import Spawn
 from gateway.stores.base import Store
 
@@ -59,6 +60,7 @@ class KeyService:
     def __init__(self, store: Store, spawn: Spawn) -> None:
         self._store = store
         self._spawn = spawn
+        self._guardrails = Known()
         self._known: OrderedDict[str, tuple[float, ApiKey]] = OrderedDict()
         self._any: tuple[float, bool] | None = None
         self._touched: dict[str, float] = {}
@@ -66,14 +68,15 @@ class KeyService:
     # Keeping
 
     async def create(self, request: CreateKey, created_by: str) -> KeyMade:
-        """A new key, with its secret."""
+        """A new key, with its secret. Raises `Invalid` for a guardrail that is not there."""
+        self._guardrails.named(request.guardrails)
         at, number = now(), secrets.token_hex(8)
         secret = _secret(number)
         agent_id = (request.agent_id or request.name) if request.role is Role.AGENT else None
         key = ApiKey(
             id=f"key_{number}", name=request.name, role=request.role, agent_id=agent_id, secret_hash=hashed(secret),
             created_at=at, created_by=created_by, expires_at=request.expiry(at),
-            **request.model_dump(include={"requests_per_second", "burst", "most_sessions"}),
+            **request.model_dump(include={"requests_per_second", "burst", "most_sessions", "guardrails"}),
         )  # fmt: skip
         await self._store.create_key(key)
         self._any = None

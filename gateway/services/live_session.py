@@ -27,6 +27,7 @@ from gateway.models.snapshots import Snapshot, SnapshotKind
 from gateway.models.unsaved import UnsavedVariable, Woken
 from gateway.services.changes import Counted
 from gateway.services.front_ends import FrontEnds
+from gateway.services.guardrails import GuardrailRefused, Guardrails
 from gateway.services.journal import Journal
 from gateway.services.missed import Missed
 from gateway.services.positions import Positions
@@ -76,6 +77,7 @@ class Tools:
     starting: asyncio.Semaphore
     base_url: Callable[[], str]
     vault: Vault
+    guardrails: Guardrails
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +103,7 @@ class LiveSession:
             session.uid, tools.settings.front_end_buffer_bytes, tools.settings.front_end_remembered_s,
             Positions(tools.settings.data_dir / "front_ends" / session.uid),
         )  # fmt: skip
+        self.guards = tools.guardrails.of(session)
         self.missed: Missed | None = None  # by front ends of an earlier gateway
         self.outbox = tools.recorder.outbox(session.uid, tools.settings.gateway_id, self._lost)
         self._tools = tools
@@ -222,7 +225,7 @@ class LiveSession:
     async def ready(self) -> Kernel:
         """The running kernel, started if there is none; leaving early does not stop the start.
 
-        Raises `StartFailed`, `NoRoom`, `SessionNotFound` when it is being deleted.
+        Raises `StartFailed`, `NoRoom`, `GuardrailRefused`, `SessionNotFound` when it is being deleted.
         """
         while True:
             if self.closing is not None:
@@ -302,6 +305,9 @@ class LiveSession:
             owner.uncancel()
             self._failed(stop.result())
             self._not_started(started, StartFailed(stop.result()))
+        except GuardrailRefused as error:
+            self._failed(error.sentence)
+            self._not_started(started, error)
         except KernelsError as error:
             self._tools.metrics.kernel_starts.labels("failed").inc()
             self._failed(str(error))
@@ -317,7 +323,7 @@ class LiveSession:
             self._started = self._stop = None
             self._owned.set()
 
-    def _not_started(self, started: asyncio.Future[Kernel], why: StartFailed) -> None:
+    def _not_started(self, started: asyncio.Future[Kernel], why: StartFailed | GuardrailRefused) -> None:
         if not started.done():
             started.set_exception(why)
 
@@ -343,8 +349,13 @@ class LiveSession:
                 tools.engine.journal(kernel.id), kernel.channels.wire
             ):
                 return False
+            try:
+                self.guards.check_walls(kernel.process.walls)
+            except GuardrailRefused:  # it has a guardrail that it did not have: the next kernel has it too
+                return False
             with tools.metrics.kernels.track_inprogress():
                 self._unsure = True
+                kernel.channels.sift(self.guards.new_sieve)
                 self.missed = Missed(self.front_ends, kernel, tools.engine)
                 tools.spawn(self.missed.give())
                 await self._serve(kernel, started, stop)
@@ -363,6 +374,7 @@ class LiveSession:
                 kernel = await stack.enter_async_context(
                     running(tools.engine, launch, tools.intake, tools.settings.start_timeout_s)
                 )
+            self.guards.check_walls(kernel.process.walls)
             tools.metrics.kernel_starts.labels("ok").inc()
             tools.metrics.kernel_start_seconds.observe(time.perf_counter() - began)
             with tools.metrics.kernels.track_inprogress():
@@ -407,6 +419,8 @@ class LiveSession:
         self.front_ends.tell("dead")
 
     async def _serve(self, kernel: Kernel, started: asyncio.Future[Kernel], stop: asyncio.Future[str]) -> None:
+        if kernel.channels.new_sieve is None:
+            kernel.channels.sift(self.guards.new_sieve)
         kernel.channels.listen(partial(self.front_ends.hear, kernel.channels.wire.session))
         kernel.channels.listen(self._hear)
         self.kernel = kernel
@@ -735,7 +749,7 @@ def launch_of(session: Session, tools: Tools) -> Launch:
             pids=limits.pids or settings.pids_limit,
             disk_bytes=size_bytes(limits.disk) if limits.disk else settings.disk_limit_bytes,
         ),
-        network=session.network or settings.default_network,
+        network="none" if tools.guardrails.of(session).bars_network else session.network or settings.default_network,
         preloads=(*settings.preloads, *(image.preloads if image is not None else ())),
     )
 

@@ -21,6 +21,7 @@ class Missed:
         self._front_ends = front_ends
         self._kernel = kernel
         self._journal = partial(engine.journal, kernel.id)
+        self._sieve = kernel.channels.new_sieve() if kernel.channels.new_sieve is not None else None
         self._has: dict[FrontEnd, int] = dict.fromkeys(front_ends.behind, 0)  # up to which number
         self.given = asyncio.Event()
         self.ended: list[tuple[FrontEnd, dict[str, Any]]] = []  # cells of theirs of whose end they did not know
@@ -31,6 +32,8 @@ class Missed:
             if self._has:
                 await self._find_positions()
                 await self._kernel.retrace(self._journal, self._take, self._front_ends.hear_on)
+                for told in self._sieve.rest() if self._sieve is not None else ():
+                    self._tell(list(self._has), told)
         except KernelGone:
             pass
         finally:
@@ -54,14 +57,19 @@ class Missed:
 
     def _take(self, entry: Entry) -> None:
         behind = [front_end for front_end, number in self._has.items() if number < entry.number]
-        if not behind:
+        if not behind and self._sieve is None:
             return
         lost = entry.lost + (not entry.frames)
         message = read(self._kernel.channels.wire, entry)
         for front_end in behind:
             if lost and self._has[front_end]:
                 front_end.miss(lost)
-        if message is not None and is_for_clients(self._kernel.channels.wire.session, message):
+        if message is not None:
+            for told in self._sieve.take(message) if self._sieve is not None else (message,):
+                self._tell(behind, told)
+
+    def _tell(self, behind: list[FrontEnd], message: Message) -> None:
+        if is_for_clients(self._kernel.channels.wire.session, message):
             envelope = Envelope("iopub", message, published=True)
             for front_end in behind:
                 self._give(front_end, envelope, message)

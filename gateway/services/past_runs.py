@@ -8,6 +8,7 @@ from gateway.errors import ExecutionNotFound
 from gateway.models.base import now
 from gateway.models.executions import Execution, RunError, Status
 from gateway.services.asked import AskedCell
+from gateway.services.guardrails import Guardrails
 from gateway.services.live_session import LiveSession
 from gateway.services.origin import of_old
 from gateway.services.recorder import Recorder
@@ -22,7 +23,10 @@ NO_TIMEOUT_S = 31_536_000.0  # of a front end's cell, whose client interrupts it
 
 
 class PastRuns:
-    def __init__(self, settings: Settings, store: Store, engine: Engine, recorder: Recorder) -> None:
+    def __init__(
+        self, settings: Settings, store: Store, engine: Engine, recorder: Recorder, guardrails: Guardrails
+    ) -> None:  # fmt: skip
+        self._guardrails = guardrails
         self._settings = settings
         self._recorder = recorder
         self._store = store
@@ -87,13 +91,16 @@ class PastRuns:
         """End the records of runs whose kernel ended while nobody was there, with all that they had published."""
         async with self._engine.adopt(kept.kernel_id) as process:
             exit_, wire = await process.ended(), Wire.of(process.connection)
+            guards = self._guardrails.of(await self._store.get_session_by_uid(uid))
+            limit_bytes = guards.output_limit_bytes(self._settings)
             for record in await self._store.list_unfinished(uid):
                 told = await retold(
                     self._engine.journal(kept.kernel_id), wire, record.id,
-                    output_limit_bytes=self._settings.output_limit_bytes,
+                    output_limit_bytes=limit_bytes, new_sieve=guards.new_sieve,
                 )  # fmt: skip
                 record.outputs, record.truncated = told.outputs.as_nbformat(), told.outputs.truncated
                 record.execution_count = told.execution_count
+                record.guardrails = guards.acts(record, limit_bytes, self._settings)
                 record.status, record.error = _told_status(told.reply, exit_)
                 record.state_kept, record.finished_at = False, now()
                 await self._store.put_execution(record)

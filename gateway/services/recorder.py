@@ -121,6 +121,7 @@ class Recorder:
         self.note(
             "run", record.session_id, record.status.value, by=by, execution_id=told(record.id, 128),
             uid=record.session_uid, source=record.source, duration_ms=record.duration_ms, reason=code or error,
+            guardrails={one.guardrail: one.counts for one in record.guardrails} or None,
         )  # fmt: skip
 
     def audit(self, line: AuditLine) -> None:

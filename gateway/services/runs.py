@@ -20,7 +20,7 @@ class Run:
 
     def __init__(
         self, record: Execution, *, env: dict[str, str], stdin: str | None,
-        interactive: bool, store_history: bool, update_data: dict[str, Any] | None, journal_bytes: int,
+        interactive: bool, store_history: bool, update_data: dict[str, Any] | None, output_limit_bytes: int,
         past: PastRun | None = None, asked: AskedCell | None = None,
     ) -> None:  # fmt: skip
         self.past = past  # what its kernel has told of it, when an earlier gateway has begun it
@@ -29,7 +29,8 @@ class Run:
         self.record = record
         self.env = env
         self.store_history = store_history
-        self.journal = Journal(journal_bytes)
+        self.output_limit_bytes = output_limit_bytes
+        self.journal = Journal(2 * output_limit_bytes)
         self.finished = asyncio.Event()
         self.stop_asked = asyncio.Event()
         self.update_data = update_data

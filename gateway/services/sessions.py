@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal
 from uuid import uuid4
@@ -38,6 +38,7 @@ from gateway.models.sessions import (
 )  # fmt: skip
 from gateway.services.admitted import admitted
 from gateway.services.agents import named
+from gateway.services.guardrails import Guardrails, Guards
 from gateway.services.lasting import lasting
 from gateway.services.limits import most_sessions
 from gateway.services.live import Live
@@ -69,8 +70,10 @@ class FilesStay(GatewayError):
 
 class SessionService:
     def __init__(
-        self, settings: Settings, store: Store, engine: Engine, live: Live, recorder: Recorder, spawn: Spawn
-    ) -> None:
+        self, settings: Settings, store: Store, engine: Engine, live: Live, recorder: Recorder, spawn: Spawn,
+        guardrails: Guardrails,
+    ) -> None:  # fmt: skip
+        self._guardrails = guardrails
         self._settings = settings
         self._store = store
         self._engine = engine
@@ -99,6 +102,10 @@ class SessionService:
             await live.outbox.flushed()
             return admitted(live.session).uid
         return admitted(await self._store.get_session(session_id)).uid
+
+    async def guards(self, session_id: str) -> Guards:
+        """The guardrails of a session. Raises `SessionNotFound`."""
+        return self._guardrails.of(await self.find(session_id))
 
     def kernel(self, session_id: str) -> Kernel | None:
         """The kernel that runs for it here."""
@@ -222,13 +229,19 @@ class SessionService:
                          "default_timeout", "env", "workspace", "allow_internet_access", "allow_public_access"}
             ),
             setup=request.setup,
+            guardrails=self._guardrails.of_new(request.guardrails),
         )  # fmt: skip
         check_size(session)
+        self._guardrails.check_setup(session)
         live = await self._live.create(session)
         self._recorder.note("session.create", session.id, uid=session.uid)
         if start:
             self._spawn(self.start(live))
         return live.session
+
+    def guardrails_of_copy(self, source: Session) -> Sequence[str]:
+        """What a copy that is made by the request under way has: the source's, and the caller's."""
+        return self._guardrails.of_new(source.guardrails)
 
     async def make_ready(self) -> None:
         """Have the next sessions that ask for nothing special start fast."""
@@ -440,7 +453,8 @@ class SessionService:
         return self._engine.kernelspecs()
 
     async def logs(self, session_id: str, name: Literal["kernel", "setup"], limit_bytes: int) -> str:
-        return await self._engine.log(await self.uid_of(session_id), name, limit_bytes)
+        log_ = await self._engine.log(await self.uid_of(session_id), name, limit_bytes)
+        return (await self.guards(session_id)).text(log_)
 
     async def metrics(self, session_id: str) -> dict[str, Any]:
         """What the session uses: CPU and memory of its kernel with all that it started, disk of its files."""

@@ -412,6 +412,7 @@ class SnapshotService:
         inherited["data"] = {**source.data, **(request.data or {})}
         if caller != source.created_by:
             inherited["agents"] = []  # its owner chose who may run in it; the owner of the copy chooses for the copy
+        inherited["guardrails"] = self._sessions.guardrails_of_copy(source)
         inherited["metadata"] = {**source.metadata, **(request.metadata or {})}
         return Session(
             uid=uid, id=child_id, state=State.INIT, parent_id=source.id, created_by=caller, created_at=at,

@@ -1,5 +1,6 @@
 """API keys as rows of the SQLite store."""
 
+import json
 import sqlite3
 from datetime import datetime
 
@@ -17,11 +18,13 @@ ANY_KEY = "SELECT 1 FROM api_keys WHERE revoked_at IS NULL LIMIT 1"
 
 
 def load_key(row: tuple[object, ...]) -> ApiKey:
-    return ApiKey.model_validate(dict(zip(_FIELDS, row, strict=True)))
+    fields = dict(zip(_FIELDS, row, strict=True))
+    return ApiKey.model_validate({**fields, "guardrails": json.loads(str(fields["guardrails"]))})
 
 
 def insert_key(connection: sqlite3.Connection, key: ApiKey) -> None:
     row = key.model_dump(mode="json")
+    row["guardrails"] = json.dumps(row["guardrails"])
     marks = ", ".join("?" * len(_FIELDS))
     connection.execute(
         f"INSERT INTO api_keys ({_COLUMNS}) VALUES ({marks}) ON CONFLICT DO NOTHING",  # noqa: S608 - as above

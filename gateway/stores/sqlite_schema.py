@@ -176,6 +176,8 @@ _MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE api_keys ADD COLUMN burst INTEGER",
         "ALTER TABLE api_keys ADD COLUMN most_sessions INTEGER",
     ),
+    # 6: guardrails of keys, as JSON.
+    ("ALTER TABLE api_keys ADD COLUMN guardrails TEXT NOT NULL DEFAULT '[]'",),
 )
 
 

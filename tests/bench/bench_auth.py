@@ -25,6 +25,7 @@ from gateway.models.access import CreateKey, Need
 from gateway.models.base import now
 from gateway.models.sessions import Session
 from gateway.services.access import Access
+from gateway.services.guardrails import Guardrails
 from gateway.services.keys import KeyService
 from gateway.services.live import Live
 from gateway.stores.sqlite import SqliteStore
@@ -108,7 +109,7 @@ async def decisions() -> None:
         async with store.opened():
             keys = KeyService(store, lambda work: work.close())
             nothing: Any = Live.__new__(Live)
-            access = Access(Settings(), store, nothing, keys)
+            access = Access(Settings(), store, nothing, keys, Guardrails(Settings(), print))
             key = (await keys.create(CreateKey(name="alice"), "root")).key
             session = Session(uid="u", id="x", name="x", created_by="alice", created_at=now(), updated_at=now())
             missing = SessionNotFound("x")

@@ -14,6 +14,7 @@ from gateway.config import Settings
 from gateway.errors import Exhausted, Unauthenticated
 from gateway.models.access import CreateKey
 from gateway.services.access import Access
+from gateway.services.guardrails import Guardrails
 from gateway.services.keys import KeyService
 from gateway.services.live import Live
 from gateway.stores.sqlite import SqliteStore
@@ -72,7 +73,7 @@ def test_nothing_but_the_key_itself_is_taken_for_it(
         store = SqliteStore(tmp_path / "keys.sqlite")
         async with store.opened():
             keys = KeyService(store, lambda work: work.close())
-            access = Access(Settings(), store, Live.__new__(Live), keys)
+            access = Access(Settings(), store, Live.__new__(Live), keys, Guardrails(Settings(), print))
             key = (await keys.create(CreateKey(name="alice"), "root")).key
             guesses = [*tokens, *(change(key, number) for change, number in changes)]
             for guess in guesses:

@@ -25,6 +25,7 @@ from gateway.models.sessions import Session, SessionAgent
 from gateway.services import windows as windows_module
 from gateway.services.access import Access
 from gateway.services.agents import AgentService
+from gateway.services.guardrails import Guardrails
 from gateway.services.keys import KeyService
 from gateway.services.live import Live
 from gateway.services.window_keys import BadKeyFile, WindowInvalid, WindowKeys
@@ -251,7 +252,8 @@ async def test_an_agent_may_use_sessions_that_it_is_assigned_to_or_made_and_no_o
     window, _ = await windows.activate("bot", None, "local")
     inside = replace(LOCAL, agent_id=window.agent_id, window_id=window.id)
     store = windows._store
-    access = Access(Settings(), store, Live.__new__(Live), KeyService(store, lambda work: work.close()))
+    keys, guardrails = KeyService(store, lambda work: work.close()), Guardrails(Settings(), print)
+    access = Access(Settings(), store, Live.__new__(Live), keys, guardrails)
     at = real_now()
 
     def session(created_by: str, *agent_ids: str) -> Session:
