@@ -21,6 +21,7 @@ from tornado.iostream import IOStream
 from tornado.netutil import bind_sockets
 from tornado.web import Application
 
+from gateway.background.meter import Meter
 from gateway.background.reaper import Reaper
 from gateway.background.saver import Saver
 from gateway.background.supervisor import Supervisor
@@ -50,6 +51,7 @@ from gateway.services.live_session import Tools
 from gateway.services.memories import MemoryService
 from gateway.services.notebooks import NotebookService
 from gateway.services.past_runs import PastRuns
+from gateway.services.quotas import QuotaService
 from gateway.services.recall import Recaller
 from gateway.services.recorder import Recorder
 from gateway.services.replays import ReplayService
@@ -71,6 +73,7 @@ log = logging.getLogger(__name__)
 _MESSAGE_BYTES = 32 * 2**20  # at most, of what a kernel says; more where a run may have more outputs
 _ENVELOPE_BYTES = 2 * 2**20
 _RECHECK_S = 1.0  # whether who is being answered may still be
+_METERED_S = 2.0  # what kernels use whose owners have a quota
 _PING_S = 30  # a websocket whose client has not answered by the next one is closed
 
 
@@ -290,9 +293,12 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
                 log.warning("%d kernels of an earlier gateway were ended", orphans)
             url = _url(settings, sockets)
             recorder = Recorder(store, background.spawn, metrics, settings.holder_timeout_s)
-            guardrails = _guardrails(settings, recorder)
+            guardrails, quotas = _guardrails(settings, recorder), QuotaService(settings, store)
             past = PastRuns(settings, store, engine, recorder, guardrails)
-            services = _services(settings, store, engine, metrics, intake, background, url, past, recorder, guardrails)
+            services = _services(
+                settings, store, engine, metrics, intake, background, url, past, recorder, guardrails, quotas
+            )
+            meter = Meter(services.live, services.sessions, services.executions, quotas, background.spawn)
             supervisor = Supervisor(
                 settings, store, engine, services.live, services.executions, past, services.recorder
             )
@@ -310,6 +316,7 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
             background.spawn(every(settings.heartbeat_interval_s, supervisor.beat))
             background.spawn(every(settings.reaper_interval_s, reaper.sweep))
             background.spawn(every(settings.reaper_interval_s, sweeper.sweep))
+            background.spawn(every(_METERED_S, meter.sweep))
             background.spawn(every(_RECHECK_S, services.access.recheck))
             if settings.autosave:
                 background.spawn(every(settings.reaper_interval_s, saver.sweep))
@@ -324,23 +331,24 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
 def _services(
     settings: Settings, store: Store, engine: LocalEngine, metrics: Metrics, intake: Intake,
     background: Tasks, url: str, past: PastRuns, recorder: Recorder, guardrails: Guardrails,
+    quotas: QuotaService,
 ) -> Services:  # fmt: skip
     vault = Vault(settings, store, engine)
     live = Live(
         Tools(
             settings=settings, store=store, engine=engine, intake=intake, recorder=recorder, spawn=background.spawn,
             metrics=metrics, starting=asyncio.Semaphore(settings.start_concurrency), base_url=lambda: url,
-            vault=vault, guardrails=guardrails,
+            vault=vault, guardrails=guardrails, quotas=quotas,
         )
     )  # fmt: skip
-    sessions = SessionService(settings, store, engine, live, recorder, background.spawn, guardrails)
+    sessions = SessionService(settings, store, engine, live, recorder, background.spawn, guardrails, quotas)
     limits = Limits(settings)
     beside = BesideService(settings, engine, recorder, background.spawn)
     executions = ExecutionService(
         settings, store, live, sessions, recorder, background.spawn, metrics, engine, past, beside, limits,
-        guardrails,
+        guardrails, quotas,
     )  # fmt: skip
-    snapshots = SnapshotService(settings, store, engine, live, sessions, vault, recorder, background.spawn)
+    snapshots = SnapshotService(settings, store, engine, live, sessions, vault, recorder, background.spawn, quotas)
     series = SeriesService(settings, executions, recorder, background.spawn)
     channels = ChannelService(settings, sessions, executions, beside, recorder, background.spawn)
     agents, recaller = AgentService(store), Recaller(store)

@@ -168,6 +168,15 @@ class Settings(BaseSettings):
     quota_sessions: Annotated[int, Field(ge=0)] | None = Field(
         default=None, description="live sessions that one caller may own, over all gateways on the store"
     )
+    quota_kernels: Annotated[int, Field(ge=0)] | None = Field(
+        default=None, description="of one caller's sessions that run at once, over all gateways on the store"
+    )
+    quota_cpu_seconds_per_day: Annotated[float, Field(ge=0)] | None = Field(
+        default=None, description="of processors that one caller's sessions use in a day (UTC), over all gateways"
+    )
+    quota_disk_bytes: Annotated[int, Field(ge=0)] | None = Field(
+        default=None, description="of files that one caller's sessions hold, over all gateways"
+    )
     guardrails: list[str] = Field(
         default=[], description="that hold for every session: no-network, no-pii-exposure, max-output:64k …"
     )

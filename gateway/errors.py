@@ -131,10 +131,29 @@ class SessionHeld(Conflict):
 
 
 class QuotaExceeded(Exhausted):
+    """`details` name the quota and its limit; `owner` is whose it is."""
+
     code = "quota_exceeded"
 
-    def __init__(self, owner: str, most: int) -> None:
-        super().__init__(f"{owner!r} may have {most} sessions at once.", retry_after_s=10, quota="sessions", limit=most)
+    def __init__(self, sentence: str, quota: str, limit: float, retry_after_s: int = 10) -> None:
+        super().__init__(sentence, retry_after_s=retry_after_s, quota=quota, limit=limit)
+
+    @classmethod
+    def of_sessions(cls, owner: str, most: int) -> "QuotaExceeded":
+        return cls(f"{owner!r} may have {most} sessions at once.", "sessions", most)
+
+    @classmethod
+    def of_kernels(cls, owner: str, most: int) -> "QuotaExceeded":
+        return cls(f"{owner!r} may have {most} kernels at once: one has to sleep first.", "kernels", most)
+
+    @classmethod
+    def of_cpu(cls, owner: str, most: float, *, seconds_left: int) -> "QuotaExceeded":
+        sentence = f"{owner!r} has used the {most:g} seconds of processors that it may use in a day (UTC)."
+        return cls(sentence, "cpu_seconds_per_day", most, seconds_left)
+
+    @classmethod
+    def of_disk(cls, owner: str, most: int) -> "QuotaExceeded":
+        return cls(f"{owner!r} may keep {most:,} bytes of files: some have to go first.", "disk_bytes", most)
 
 
 class ExecutionNotFound(NotFound):

@@ -30,6 +30,7 @@ class Supervisor:
         self._executions = executions
         self._past = past
         self._kept: list[Kept] = []  # kernels that have outlived an earlier gateway, and wait to be taken back
+        self._cleared = False
         self._settings = settings
         self._store = store
         self._live = live
@@ -48,6 +49,9 @@ class Supervisor:
         try:
             await self._store.beat(self._settings.gateway_id, now())
             stale_before = now() - timedelta(seconds=self._settings.holder_timeout_s)
+            if not self._cleared:  # before any kernel is here
+                await self._store.clear_places(self._settings.gateway_id)
+                self._cleared = True
             abandoned = await self._store.list_abandoned(self._settings.gateway_id, stale_before)
         except StoreAway as error:
             self._recorder.away(error)

@@ -38,6 +38,13 @@ def create(
     role: Annotated[Role, typer.Option(help="What it may do.")] = Role.USER,
     agent_id: Annotated[str | None, typer.Option(help="With the role agent; the name, if it is left out.")] = None,
     expires_in_days: Annotated[float | None, typer.Option(min=0.0001, help="From now on.")] = None,
+    requests_per_second: Annotated[float | None, typer.Option(help="More are refused.")] = None,
+    burst: Annotated[int | None, typer.Option(help="Requests that may come at once.")] = None,
+    most_sessions: Annotated[int | None, typer.Option(help="That it may own at once.")] = None,
+    most_kernels: Annotated[int | None, typer.Option(help="Of its sessions that run at once.")] = None,
+    cpu_seconds_per_day: Annotated[float | None, typer.Option(help="Of processors, by its sessions (UTC).")] = None,
+    disk_bytes: Annotated[int | None, typer.Option(help="Of files in its sessions.")] = None,
+    guardrail: Annotated[list[str] | None, typer.Option(help="For all that it does, such as no-network.")] = None,
     data_dir: DataDir = None,
     store: StoreUri = None,
     config: Config = None,
@@ -46,7 +53,11 @@ def create(
     """Make a key. Its secret is printed this once, and kept nowhere."""
     seconds = None if expires_in_days is None else expires_in_days * _DAY_S
     try:
-        request = CreateKey(name=name, role=role, agent_id=agent_id, expires_in_seconds=seconds)
+        request = CreateKey(
+            name=name, role=role, agent_id=agent_id, expires_in_seconds=seconds, guardrails=guardrail or [],
+            requests_per_second=requests_per_second, burst=burst, most_sessions=most_sessions,
+            most_kernels=most_kernels, cpu_seconds_per_day=cpu_seconds_per_day, disk_bytes=disk_bytes,
+        )  # fmt: skip
     except ValidationError as error:
         for one in error.errors():
             print(f"gateway: {'.'.join(map(str, one['loc'])) or 'key'}: {one['msg']}", file=sys.stderr)

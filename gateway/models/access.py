@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, RootModel, StringConstraints,
 
 from gateway.models.base import Answer, Moment, Request, Utc
 from gateway.models.guardrails import GuardrailNames
+from gateway.models.quotas import CpuSeconds, DiskBytes, MostKernels
 
 AGENT = "agent:"  # before the id of an agent, where a name may stand: no key can be called so
 
@@ -84,6 +85,9 @@ class KeyLimits:
     requests_per_second: float | None = None
     burst: int | None = None
     sessions: int | None = None
+    kernels: int | None = None
+    cpu_seconds_per_day: float | None = None
+    disk_bytes: int | None = None
     guardrails: tuple[str, ...] = ()
 
 
@@ -168,11 +172,17 @@ class ApiKey(BaseModel):
     requests_per_second: float | None = None
     burst: int | None = None
     most_sessions: int | None = None
+    most_kernels: int | None = None
+    cpu_seconds_per_day: float | None = None
+    disk_bytes: int | None = None
     guardrails: list[str] = []
 
     @property
     def caller(self) -> Caller:
-        limits = KeyLimits(self.requests_per_second, self.burst, self.most_sessions, tuple(self.guardrails))
+        limits = KeyLimits(
+            self.requests_per_second, self.burst, self.most_sessions, self.most_kernels, self.cpu_seconds_per_day,
+            self.disk_bytes, tuple(self.guardrails),
+        )  # fmt: skip
         return Caller(self.name, self.role, self.id, self.agent_id, limits=limits)
 
     def is_expired(self, at: datetime) -> bool:
@@ -184,7 +194,8 @@ class CreateKey(Request):
     `agent`, and is the name when it is left out.
 
     `requests_per_second`, after a `burst`: of this key. `most_sessions`: that its name may own at once, as far as they
-    are made with this key. `guardrails`: for all that it does. Left out, the gateway's settings hold.
+    are made with this key; likewise `most_kernels` that run, `cpu_seconds_per_day` (UTC) that they use, and
+    `disk_bytes` of files. `guardrails`: for all that it does. Left out, the gateway's settings hold.
     """
 
     name: KeyName
@@ -195,6 +206,9 @@ class CreateKey(Request):
     requests_per_second: Annotated[float, Field(gt=0, le=1_000_000)] | None = None
     burst: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     most_sessions: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
+    most_kernels: MostKernels = None
+    cpu_seconds_per_day: CpuSeconds = None
+    disk_bytes: DiskBytes = None
     guardrails: GuardrailNames = []
 
     @model_validator(mode="after")
@@ -236,6 +250,9 @@ class KeyView(Answer):
     requests_per_second: float | None
     burst: int | None
     most_sessions: int | None
+    most_kernels: int | None
+    cpu_seconds_per_day: float | None
+    disk_bytes: int | None
     guardrails: list[str]
 
     @classmethod

@@ -21,6 +21,7 @@ from gateway.models.access import AGENT, GrantLevel
 from gateway.models.base import Answer, JsonMap, Request, Text, Utc
 from gateway.models.guardrails import GuardrailNames
 from gateway.models.labels import LabelChanges, Labels
+from gateway.models.quotas import Quotas
 from gateway.models.unsaved import Woken
 from gateway.states import State
 from kernels.engine import Walls
@@ -202,6 +203,7 @@ class Session(BaseModel):
     kernel_ended: bool = False
     created_by: str = "local"
     grants: dict[str, GrantLevel] = {}
+    quotas: Quotas = Quotas()
     created_at: Utc
     updated_at: Utc
     last_run_at: Utc | None = None

@@ -154,6 +154,7 @@ class ChannelService:
             kernel = live.at_hand or await live.ready()
             if not kernel.channels.awaits(message.id):
                 own = self._executions.admit(live, asked.all_code)
+                await self._executions.check_quotas(live)
                 live.variables_changed(message.id)
                 limit_bytes = live.guards.output_limit_bytes(self._settings, own)
                 self._beside.begin(live, kernel, channel, asked, limit_bytes)

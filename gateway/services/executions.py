@@ -51,6 +51,7 @@ from gateway.services.limits import Limits
 from gateway.services.live import Live
 from gateway.services.live_session import LiveSession
 from gateway.services.past_runs import NO_TIMEOUT_S, PastRuns
+from gateway.services.quotas import QuotaService
 from gateway.services.recorder import Recorder, Spawn
 from gateway.services.runs import Run
 from gateway.services.sessions import SessionService
@@ -76,8 +77,9 @@ class ExecutionService:
     def __init__(
         self, settings: Settings, store: Store, live: Live, sessions: SessionService, recorder: Recorder,
         spawn: Spawn, metrics: Metrics, engine: Engine, past: PastRuns,
-        beside: BesideService, limits: Limits, guardrails: Guardrails,
+        beside: BesideService, limits: Limits, guardrails: Guardrails, quotas: QuotaService,
     ) -> None:  # fmt: skip
+        self._quotas = quotas
         self._guardrails = guardrails
         self._limits = limits
         self._beside = beside
@@ -224,6 +226,11 @@ class ExecutionService:
         """
         self._limits.check_run(live.uid)
         return self._guardrails.admit(live.session, live.guards.rules, code)
+
+    async def check_quotas(self, live: LiveSession) -> None:
+        """Before code begins to run, once its turn has come. Raises `QuotaExceeded`."""
+        await self._quotas.check_cpu(live.session)
+        await self._quotas.check_disk(live.session)
 
     def check_code(self, live: LiveSession, code: str) -> None:
         """What is evaluated beside all runs, such as a debugger's expressions. Raises `GuardrailRefused`."""
@@ -483,6 +490,7 @@ class ExecutionService:
         if run.stopped_as is not None:
             return self._finish(live, run, Status.INTERRUPTED, _cancelled())
         try:
+            await self.check_quotas(live)
             kernel = await self._ready(live, run)
             if kernel is not None and run.env:
                 kernel.check_run_env()
@@ -503,6 +511,7 @@ class ExecutionService:
         began = time.perf_counter()
         status, error_, kept = await self._run_cell(kernel, run)
         record.duration_ms = round((time.perf_counter() - began) * 1000, 3)
+        await self._quotas.measure(live.session, kernel)
         return self._finish(live, run, status, error_, state_kept=kept)
 
     async def _ready(self, live: LiveSession, run: Run) -> Kernel | None:
@@ -580,6 +589,8 @@ class ExecutionService:
         self, live: LiveSession, run: Run, status: Status, error: RunError | None, *, state_kept: bool = True
     ) -> None:
         record = run.record
+        if run.reason is not None and status in (Status.INTERRUPTED, Status.DIED):
+            error = _error("QuotaExceeded", run.reason)
         run.conclude(status, error, state_kept=state_kept)
         record.guardrails = live.guards.acts(record, run.output_limit_bytes, self._settings)
         record.finished_at = now()
@@ -685,6 +696,14 @@ class ExecutionService:
     async def stop(self, run: Run) -> None:
         """End a run, with its kernel if it will not stop within the grace time."""
         await run.stop(self._settings.interrupt_grace_s)
+
+    async def end(self, live: LiveSession, why: str) -> None:
+        """End what runs in a session, in its queue or beside it, and say why."""
+        if (run := live.current) is not None:
+            run.reason = why
+            await self.stop(run)
+        else:
+            await live.stop_kernel(why)
 
     async def quiet(self) -> None:
         """Wait until no run is under way or queued."""

@@ -24,6 +24,9 @@ _KEY = re.compile(r"sgw_([0-9a-f]{16})_[0-9a-f]{64}")
 _KNOWN_S = 2.0  # what another gateway, or the command line, has revoked is refused here after that
 _MOST_KNOWN = 10_000
 _TOUCHED_S = 60.0
+_LIMITS = (
+    "requests_per_second", "burst", "most_sessions", "most_kernels", "cpu_seconds_per_day", "disk_bytes", "guardrails",
+)  # fmt: skip
 _NO_HASH = "0" * 64
 
 
@@ -76,7 +79,7 @@ class KeyService:
         key = ApiKey(
             id=f"key_{number}", name=request.name, role=request.role, agent_id=agent_id, secret_hash=hashed(secret),
             created_at=at, created_by=created_by, expires_at=request.expiry(at),
-            **request.model_dump(include={"requests_per_second", "burst", "most_sessions", "guardrails"}),
+            **request.model_dump(include=set(_LIMITS)),
         )  # fmt: skip
         await self._store.create_key(key)
         self._any = None

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -31,6 +31,7 @@ from gateway.services.guardrails import GuardrailRefused, Guardrails
 from gateway.services.journal import Journal
 from gateway.services.missed import Missed
 from gateway.services.positions import Positions
+from gateway.services.quotas import QuotaService
 from gateway.services.recorder import Recorder, Spawn
 from gateway.services.runs import Run
 from gateway.services.vault import Vault, remark
@@ -78,6 +79,7 @@ class Tools:
     base_url: Callable[[], str]
     vault: Vault
     guardrails: Guardrails
+    quotas: QuotaService
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +227,7 @@ class LiveSession:
     async def ready(self) -> Kernel:
         """The running kernel, started if there is none; leaving early does not stop the start.
 
-        Raises `StartFailed`, `NoRoom`, `GuardrailRefused`, `SessionNotFound` when it is being deleted.
+        Raises `StartFailed`, `NoRoom`, `GuardrailRefused`, `QuotaExceeded`, `SessionNotFound` when it is being deleted.
         """
         while True:
             if self.closing is not None:
@@ -308,6 +310,8 @@ class LiveSession:
         except GuardrailRefused as error:
             self._failed(error.sentence)
             self._not_started(started, error)
+        except GatewayError as error:  # there is no room for it now, or the store is away
+            self._not_started(started, error)
         except KernelsError as error:
             self._tools.metrics.kernel_starts.labels("failed").inc()
             self._failed(str(error))
@@ -323,13 +327,16 @@ class LiveSession:
             self._started = self._stop = None
             self._owned.set()
 
-    def _not_started(self, started: asyncio.Future[Kernel], why: StartFailed | GuardrailRefused) -> None:
+    def _not_started(self, started: asyncio.Future[Kernel], why: StartFailed | GatewayError) -> None:
         if not started.done():
             started.set_exception(why)
 
     async def _prepared(self) -> Launch:
         """Files and environment as they must be before the kernel starts."""
         launch = launch_of(self.session, self._tools)
+        left = await self._tools.quotas.disk_left(self.session)
+        if left is not None and left < (launch.limits.disk_bytes or left + 1):
+            launch = replace(launch, limits=replace(launch.limits, disk_bytes=max(1, left)))
         await self.settle_files()
         await self._set_up(launch)
         return launch
@@ -344,7 +351,10 @@ class LiveSession:
     async def _keep_on(self, kept: Kept, started: asyncio.Future[Kernel], stop: asyncio.Future[str]) -> bool:
         """Serve with a kernel that was kept; False if its start had been cut off, so that it may lack variables."""
         tools = self._tools
-        async with attached(tools.engine, kept, tools.intake, tools.settings.start_timeout_s) as kernel:
+        async with (
+            tools.quotas.place(self.session, runs=True),
+            attached(tools.engine, kept, tools.intake, tools.settings.start_timeout_s) as kernel,
+        ):
             if self.session.state not in (State.READY, State.BUSY) and not await past_runs(
                 tools.engine.journal(kernel.id), kernel.channels.wire
             ):
@@ -362,14 +372,14 @@ class LiveSession:
         return True
 
     async def _keep_copy(self, copy: Copy, started: asyncio.Future[Kernel], stop: asyncio.Future[str]) -> None:
-        async with copy.ending:
+        async with copy.ending, self._tools.quotas.place(self.session, runs=True):
             with self._tools.metrics.kernels.track_inprogress():
                 await self._serve(copy.kernel, started, stop)
 
     async def _keep(self, launch: Launch, started: asyncio.Future[Kernel], stop: asyncio.Future[str]) -> None:
         self.front_ends.caught_up()  # with nothing: it is another kernel
         tools, began = self._tools, time.perf_counter()
-        async with contextlib.AsyncExitStack() as stack:
+        async with tools.quotas.place(self.session), contextlib.AsyncExitStack() as stack:
             async with tools.starting:
                 kernel = await stack.enter_async_context(
                     running(tools.engine, launch, tools.intake, tools.settings.start_timeout_s)

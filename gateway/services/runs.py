@@ -37,6 +37,7 @@ class Run:
         self.failure: Exception | None = None  # why it could not begin
         self.stopped_as: Status | None = None
         self.interrupted = False  # the cell was sent an interrupt, which it may take or not
+        self.reason: str | None = None  # why the gateway itself has stopped it
         self.followers = 0
         self.departures = 0
         self.waits_for_input = False

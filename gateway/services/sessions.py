@@ -43,6 +43,7 @@ from gateway.services.lasting import lasting
 from gateway.services.limits import most_sessions
 from gateway.services.live import Live
 from gateway.services.live_session import LiveSession
+from gateway.services.quotas import QuotaService
 from gateway.services.recorder import Recorder, Spawn
 from gateway.stores.base import SessionChanges, Store
 from kernels.engine import Engine, Kernelspec, Workspace
@@ -71,9 +72,10 @@ class FilesStay(GatewayError):
 class SessionService:
     def __init__(
         self, settings: Settings, store: Store, engine: Engine, live: Live, recorder: Recorder, spawn: Spawn,
-        guardrails: Guardrails,
+        guardrails: Guardrails, quotas: QuotaService,
     ) -> None:  # fmt: skip
         self._guardrails = guardrails
+        self._quotas = quotas
         self._settings = settings
         self._store = store
         self._engine = engine
@@ -175,15 +177,19 @@ class SessionService:
 
     async def files_changed(self, session_id: str) -> None:
         """Somebody has changed files from outside the kernel."""
-        await self.count_files(await self.find(session_id))
+        session = await self.count_files(await self.find(session_id))
+        live = self._live.find(session_id)
+        if live is not None and self._quotas.disk_limit(session) is not None:  # which the store counts
+            await live.outbox.flushed()
 
     # Files, which belong to a session whatever its state is
 
     async def workspace(self, session: Session) -> Workspace:
         if session.files_from is not None:
             await (await self._live.get(session.id)).settle_files()
-        disk = session.resources.disk
-        return await self._engine.workspace(session.uid, size_bytes(disk) if disk else self._settings.disk_limit_bytes)
+        disk, left = session.resources.disk, await self._quotas.disk_left(session)
+        limit_bytes = size_bytes(disk) if disk else self._settings.disk_limit_bytes
+        return await self._engine.workspace(session.uid, limit_bytes if left is None else min(limit_bytes, left))
 
     async def files(self, session_id: str, caller: str = "", *, create: bool = False) -> Workspace:
         """The workspace of a session; `create` makes a session that does not exist, if the settings allow that."""
@@ -193,6 +199,8 @@ class SessionService:
             if not (create and self._settings.auto_create):
                 raise
             session = (await self.hold(session_id, caller, create=True)).session
+        if create:
+            await self._quotas.check_disk(session)
         return await self.workspace(session)
 
     async def write_file(self, session_id: str, path: str, content: bytes) -> None:
@@ -230,6 +238,7 @@ class SessionService:
             ),
             setup=request.setup,
             guardrails=self._guardrails.of_new(request.guardrails),
+            quotas=self._quotas.of_new(),
         )  # fmt: skip
         check_size(session)
         self._guardrails.check_setup(session)
@@ -445,7 +454,7 @@ class SessionService:
         if owner is not None and most is not None:
             owned = await self._store.list_sessions(SessionFilter(created_by=owner), PageRequest(1))
             if owned.total_count >= most:
-                raise QuotaExceeded(owner, most)
+                raise QuotaExceeded.of_sessions(owner, most)
 
     # Looking
 

@@ -39,6 +39,7 @@ from gateway.services.lasting import lasting
 from gateway.services.limits import most_sessions
 from gateway.services.live import Live
 from gateway.services.live_session import Copy, LiveSession
+from gateway.services.quotas import QuotaService
 from gateway.services.recorder import Recorder, Spawn
 from gateway.services.sessions import SessionService
 from gateway.services.unborn import Unborn
@@ -82,8 +83,9 @@ class Carried:
 class SnapshotService:
     def __init__(
         self, settings: Settings, store: Store, engine: Engine, live: Live, sessions: SessionService, vault: Vault,
-        recorder: Recorder, spawn: Spawn,
+        recorder: Recorder, spawn: Spawn, quotas: QuotaService,
     ) -> None:  # fmt: skip
+        self._quotas = quotas
         self._settings = settings
         self._store = store
         self._engine = engine
@@ -328,6 +330,7 @@ class SnapshotService:
         # Nothing of it was ever saved; and its kernel has all that it is to have: who takes it over need not ask.
         child = child.model_copy(update={"changes": 1, "state": State.READY})
         check_size(child)
+        await self._quotas.check_disk(child)
         skipped: list[Skipped] = []
 
         async def fill() -> None:
@@ -339,7 +342,8 @@ class SnapshotService:
             copy: Copy | None = None
             try:
                 wait_s = self._settings.snapshot_wait_s if request.wait else 0.0
-                copy = await source.fork(child, fill, wait_s=wait_s)
+                async with self._quotas.place(child):  # then it is counted by what keeps it
+                    copy = await source.fork(child, fill, wait_s=wait_s)
                 child = await self._sessions.with_files_counted(child)
                 live = await self._recorder.write(partial(self._live.create, child, copy))
             except BaseException as error:
@@ -375,6 +379,7 @@ class SnapshotService:
             raise Invalid(f"snapshot_id: {snapshot.id!r} holds variables alone; ask for no files.", field="files")
         uid, copy_id = uuid4().hex, new_id("snap")
         child = self._child(source.session, uid, child_id, request, changes, caller)
+        await self._quotas.check_disk(child)
         check_size(child)
         if request.state and snapshot.has_state:
             only = None if request.state is True else request.state
@@ -413,6 +418,7 @@ class SnapshotService:
         if caller != source.created_by:
             inherited["agents"] = []  # its owner chose who may run in it; the owner of the copy chooses for the copy
         inherited["guardrails"] = self._sessions.guardrails_of_copy(source)
+        inherited["quotas"] = QuotaService.of_new()
         inherited["metadata"] = {**source.metadata, **(request.metadata or {})}
         return Session(
             uid=uid, id=child_id, state=State.INIT, parent_id=source.id, created_by=caller, created_at=at,

@@ -21,6 +21,7 @@ from gateway.models.snapshots import Snapshot
 from gateway.states import check_move
 from gateway.stores.agents import AgentStore
 from gateway.stores.memories import MemoryStore
+from gateway.stores.quotas import QuotaStore
 
 
 class StateChanged(Conflict):
@@ -111,7 +112,7 @@ def check_moves(moves: Sequence[Move]) -> None:
         check_move(move.before, move.after)
 
 
-class Store(AgentStore, MemoryStore, Protocol):
+class Store(AgentStore, MemoryStore, QuotaStore, Protocol):
     """Sessions by `uid`; only `get_session`, `create_session` and `undelete_session` know ids."""
 
     def opened(self) -> AbstractAsyncContextManager[None]:

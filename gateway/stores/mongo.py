@@ -21,6 +21,7 @@ from gateway.stores.mongo_audit import MongoAudit
 from gateway.stores.mongo_history import MongoHistory
 from gateway.stores.mongo_keys import MongoKeys
 from gateway.stores.mongo_memories import MongoMemories
+from gateway.stores.mongo_quotas import MongoQuotas
 from gateway.stores.mongo_schema import Document
 from gateway.stores.mongo_sessions import MongoSessions
 from gateway.stores.mongo_snapshots import MongoSnapshots
@@ -41,7 +42,9 @@ _OPTIONS: dict[str, Any] = {
 }
 
 
-class MongoStore(MongoSessions, MongoSnapshots, MongoKeys, MongoAgents, MongoMemories, MongoHistory, MongoAudit):
+class MongoStore(
+    MongoSessions, MongoSnapshots, MongoKeys, MongoAgents, MongoMemories, MongoHistory, MongoAudit, MongoQuotas
+):  # fmt: skip
     """See `Store` for what each method promises. The database is the one that `uri` names, or `gateway`."""
 
     def __init__(self, uri: str, driver: Driver = "motor") -> None:

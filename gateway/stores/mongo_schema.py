@@ -19,7 +19,7 @@ from gateway.stores.base import SessionChanges
 
 Document = dict[str, Any]
 
-_NESTED = ("data", "metadata", "env", "resources", "setup", "agents", "grants")
+_NESTED = ("data", "metadata", "env", "resources", "setup", "agents", "grants", "quotas")
 _COLUMNS = ("state", "language", "created_by", "parent_id", "name")
 _NEWEST = [("created_at", DESCENDING), ("_id", DESCENDING)]
 _DAY_S = 24 * 3600
@@ -64,6 +64,11 @@ _INDEXES: dict[str, list[IndexModel]] = {
     "memories": [
         IndexModel([("agent_uid", ASCENDING), *_NEWEST], name="newest"),
         IndexModel([("agent_uid", ASCENDING), ("words", ASCENDING), *_NEWEST], name="words"),
+    ],
+    "places": [IndexModel("owner", name="owner")],
+    "cpu": [
+        IndexModel([("owner", ASCENDING), ("day", ASCENDING)], name="owner"),
+        IndexModel("made_at", expireAfterSeconds=3 * _DAY_S, name="expiry"),
     ],
     "answers": [IndexModel("made_at", expireAfterSeconds=_DAY_S, name="expiry")],
     "audit": [

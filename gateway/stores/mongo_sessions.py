@@ -80,7 +80,7 @@ class MongoSessions(Reach):
         try:
             owned = await sessions.count_documents({"created_by": owner, "live": {"$in": [True, _UNBORN]}})
             if owned > most and await sessions.find_one(unborn, {"_id": 1}):
-                raise QuotaExceeded(owner, most)
+                raise QuotaExceeded.of_sessions(owner, most)
             await sessions.update_one(unborn, {"$set": {"live": True}, "$unset": {"begun_at": ""}})
         except (QuotaExceeded, DuplicateKeyError):
             await sessions.delete_one(unborn)

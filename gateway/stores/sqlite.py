@@ -9,7 +9,7 @@ import sqlite3
 from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
-from datetime import datetime
+from datetime import date, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,6 +32,7 @@ from gateway.models.idempotency import KeptAnswer
 from gateway.models.pages import Page, PageRequest, Position, SessionFilter, decode, digest
 from gateway.models.sessions import Move, Session
 from gateway.models.snapshots import Snapshot
+from gateway.stores import sqlite_quotas
 from gateway.stores.base import (
     NO_CHANGES,
     BroughtBack,
@@ -326,6 +327,25 @@ class SqliteStore(SqliteAgents, SqliteMemories):
             return [Session.model_validate_json(row[0]) for row in rows]
 
         return await self._scan(scan)
+
+    # Quotas
+
+    async def take_place(
+        self, owner: str, uid: str, gateway_id: str, stale_before: datetime, most: int | None = None
+    ) -> None:
+        await self._write(lambda one: sqlite_quotas.take_place(one, owner, uid, gateway_id, stale_before, most))
+
+    async def free_place(self, uid: str, gateway_id: str) -> None:
+        await self._write(lambda one: sqlite_quotas.free_place(one, uid, gateway_id))
+
+    async def clear_places(self, gateway_id: str) -> None:
+        await self._write(lambda one: sqlite_quotas.clear_places(one, gateway_id))
+
+    async def note_cpu(self, owner: str, day: date, process: str, seconds: float) -> float:
+        return await self._write(lambda one: sqlite_quotas.note_cpu(one, owner, day, process, seconds))
+
+    async def disk_used(self, owner: str) -> int:
+        return await self._scan(lambda one: sqlite_quotas.disk_used(one, owner))
 
     # Executions
 

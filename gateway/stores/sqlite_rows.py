@@ -30,7 +30,7 @@ def check_quota(connection: sqlite3.Connection, session: Session, most: int | No
         "SELECT count(*) FROM sessions WHERE live = 1 AND created_by = ?", (session.created_by,)
     ).fetchone()
     if owned >= most:
-        raise QuotaExceeded(session.created_by, most)
+        raise QuotaExceeded.of_sessions(session.created_by, most)
 
 
 def insert_session(connection: sqlite3.Connection, session: Session) -> None:

@@ -176,8 +176,22 @@ _MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE api_keys ADD COLUMN burst INTEGER",
         "ALTER TABLE api_keys ADD COLUMN most_sessions INTEGER",
     ),
-    # 6: guardrails of keys, as JSON.
-    ("ALTER TABLE api_keys ADD COLUMN guardrails TEXT NOT NULL DEFAULT '[]'",),
+    # 6: guardrails of keys, as JSON; quotas: kernels that run, and what they have used.
+    (
+        "ALTER TABLE api_keys ADD COLUMN guardrails TEXT NOT NULL DEFAULT '[]'",
+        "ALTER TABLE api_keys ADD COLUMN most_kernels INTEGER",
+        "ALTER TABLE api_keys ADD COLUMN cpu_seconds_per_day REAL",
+        "ALTER TABLE api_keys ADD COLUMN disk_bytes INTEGER",
+        "CREATE TABLE places (uid TEXT PRIMARY KEY, owner TEXT NOT NULL, gateway_id TEXT NOT NULL) STRICT",
+        "CREATE INDEX places_owner ON places (owner)",
+        """CREATE TABLE cpu (
+            owner TEXT NOT NULL,
+            day TEXT NOT NULL,
+            process TEXT NOT NULL,
+            seconds REAL NOT NULL,
+            PRIMARY KEY (owner, day, process)
+        ) STRICT""",
+    ),
 )
 
 
