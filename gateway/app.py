@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import fcntl
-import itertools
 import logging
 import os
 import resource
@@ -16,8 +15,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tornado.httpserver import HTTPServer
-from tornado.iostream import IOStream
 from tornado.netutil import bind_sockets
 from tornado.web import Application
 
@@ -29,6 +26,7 @@ from gateway.background.windows import WindowSweeper
 from gateway.config import MOST_FILES, Settings
 from gateway.errors import GatewayError, StoreAway
 from gateway.handlers.base import NoSuchRoute, Services
+from gateway.handlers.connections import Server
 from gateway.handlers.openapi import document
 from gateway.handlers.routes import ROUTES
 from gateway.metrics import Metrics
@@ -73,26 +71,13 @@ log = logging.getLogger(__name__)
 _MESSAGE_BYTES = 32 * 2**20  # at most, of what a kernel says; more where a run may have more outputs
 _ENVELOPE_BYTES = 2 * 2**20
 _RECHECK_S = 1.0  # whether who is being answered may still be
+_SLOW_S = 0.5  # whether bodies come fast enough
 _METERED_S = 2.0  # what kernels use whose owners have a quota
 _PING_S = 30  # a websocket whose client has not answered by the next one is closed
 
 
 class CannotStart(Exception):
     """A sentence that tells what is wrong and how to mend it."""
-
-
-class Server(HTTPServer):
-    """Sends small packets at once: with Nagle's algorithm a keep-alive client waits 40 ms for each answer.
-
-    Connections are numbered as they come: what is asked on them may be read in another order.
-    """
-
-    _numbers = itertools.count(1)
-
-    def handle_stream(self, stream: IOStream, address: Any) -> None:
-        stream.set_nodelay(True)
-        stream.number = next(self._numbers)  # type: ignore[attr-defined]
-        super().handle_stream(stream, address)
 
 
 class Gateway:
@@ -310,12 +295,14 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
             background.spawn(services.snapshots.clear_unborn())
             background.spawn(services.sessions.make_ready())
             server = Server(
-                _application(services), xheaders=settings.behind_tls, max_buffer_size=64 * 2**20, max_header_size=2**18
-            )
+                _application(services), xheaders=settings.behind_tls, max_buffer_size=64 * 2**20,
+                max_header_size=2**18, most=settings.connections_limit, patience_s=settings.connection_patience_s,
+            )  # fmt: skip
             server.add_sockets(sockets)
             background.spawn(every(settings.heartbeat_interval_s, supervisor.beat))
             background.spawn(every(settings.reaper_interval_s, reaper.sweep))
             background.spawn(every(settings.reaper_interval_s, sweeper.sweep))
+            background.spawn(every(_SLOW_S, server.sweep))
             background.spawn(every(_METERED_S, meter.sweep))
             background.spawn(every(_RECHECK_S, services.access.recheck))
             if settings.autosave:

@@ -157,6 +157,12 @@ class Settings(BaseSettings):
     journal_limit_bytes: Annotated[int, Field(ge=MEBI)] = Field(
         default=64 * MEBI, description="what is kept on disk of what a kernel published, for the next gateway to tell"
     )
+    connections_limit: Annotated[int, Field(ge=10)] = Field(
+        default=4096, description="open at once; for one more, that is closed on which nothing was asked for longest"
+    )
+    connection_patience_s: Annotated[float, Field(gt=0)] = Field(
+        default=75, description="with a client between two requests, in the head of one, or in a body that comes slowly"
+    )
     requests_per_second: Annotated[float, Field(gt=0)] | None = Field(
         default=None, description="of one key that has no limit of its own, on this gateway; more are refused"
     )

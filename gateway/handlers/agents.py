@@ -131,13 +131,17 @@ class UndeleteAgentHandler(AgentHandler):
 
     operations = {
         "POST": Operation(
-            "Bring a deleted agent back, with its memories", AgentView, also={409: "Taken"}, needs=Need.ADMIN
+            "Bring a deleted agent back, with its memories",
+            AgentView,
+            also={409: "Taken"},
+            needs=Need.AGENT_UNDELETE,
         )
     }
 
     async def post(self, agent_id: str) -> None:
         self.body(NoQuery)
-        self.send(self.agent_view(await self.services.agents.undelete(self.agent_id(agent_id))))
+        owner = None if self.who.is_admin else self.who.name
+        self.send(self.agent_view(await self.services.agents.undelete(self.agent_id(agent_id), owner)))
 
 
 class ActivateHandler(AgentHandler):

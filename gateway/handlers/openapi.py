@@ -56,6 +56,7 @@ _NEEDS = {
     Need.AGENT_READ: "Needs to have made the agent, or to be it.",
     Need.AGENT: "Needs to have made the agent, or to be it; a viewer may not.",
     Need.AGENT_OR_MAKE: "Needs to have made the agent, or to be it; one that nobody has is made.",
+    Need.AGENT_UNDELETE: "Needs to have made the agent; a viewer may not.",
     Need.ADMIN: "Needs a key of the role admin.",
 }
 

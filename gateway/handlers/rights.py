@@ -46,6 +46,8 @@ def rights(need: Need, role: str) -> str:
             return ""
         own = "itself" if role == "agent" else "own agents"
         return f"{own}, new" if need is Need.AGENT_OR_MAKE and role == "user" else own
+    if need is Need.AGENT_UNDELETE:
+        return "own agents" if role == "user" else ""
     if need is Need.MONITOR:
         return "yes" if role == "viewer" else ""
     if role == "viewer":

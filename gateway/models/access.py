@@ -60,6 +60,7 @@ class Need(StrEnum):
     AGENT_READ = "agent_read"  # see the agent
     AGENT = "agent"  # have made the agent, or be it
     AGENT_OR_MAKE = "agent_or_make"  # an agent that nobody has is made
+    AGENT_UNDELETE = "agent_undelete"  # have made the agent that was deleted
     ADMIN = "admin"
 
     @property

@@ -154,7 +154,11 @@ class Access:
         """An agent is that of who made it, and a key of its own is it. Raises `AgentNotFound`, `Denied`."""
         if who.is_admin:
             return
-        if who.agent_id is not None:
+        if need is Need.AGENT_UNDELETE and who.agent_id is None:
+            sees = True  # or not: the store finds it only for who made it
+        elif need is Need.AGENT_UNDELETE:
+            sees = False
+        elif who.agent_id is not None:
             sees = who.agent_id == agent_id
         else:
             sees = await self._has_made(who, agent_id, otherwise=need is Need.AGENT_OR_MAKE)

@@ -55,9 +55,12 @@ class AgentService:
             await self._store.purge_agent(deleted.uid)
         return AgentDeleted(id=agent_id, deleted_at=deleted.deleted_at)
 
-    async def undelete(self, agent_id: str) -> Agent:
-        """The last one deleted under this id, with its memories. Raises `AgentExists`, `AgentNotFound`."""
-        return await self._store.undelete_agent(agent_id, now())
+    async def undelete(self, agent_id: str, owner: str | None = None) -> Agent:
+        """The last one deleted under this id (of those that `owner` made), with its memories.
+
+        Raises `AgentExists`, `AgentNotFound`.
+        """
+        return await self._store.undelete_agent(agent_id, now(), owner)
 
 
 async def named(store: Store, agent_ids: Sequence[str]) -> list[SessionAgent]:

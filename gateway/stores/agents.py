@@ -46,8 +46,12 @@ class AgentStore(Protocol):
         """Soft-delete, end its window, free the id. Raises `AgentNotFound` if not live."""
         ...
 
-    async def undelete_agent(self, agent_id: str, at: datetime) -> Agent:
-        """Bring back the last one deleted under this id. Raises `AgentExists` if it is taken, `AgentNotFound`."""
+    async def undelete_agent(self, agent_id: str, at: datetime, owner: str | None = None) -> Agent:
+        """Bring back the last one deleted under this id; given an `owner`, the last of those that they made.
+
+        Raises `AgentExists` if it is taken, `AgentNotFound`; an owner who made no agent of this id, live or deleted,
+        learns nothing of those of others.
+        """
         ...
 
     async def purge_agent(self, uid: str) -> None:

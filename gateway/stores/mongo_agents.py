@@ -78,17 +78,20 @@ class MongoAgents(Reach):
             raise AgentNotFound(uid)
         return _load(document)
 
-    async def undelete_agent(self, agent_id: str, at: datetime) -> Agent:
+    async def undelete_agent(self, agent_id: str, at: datetime, owner: str | None = None) -> Agent:
+        theirs = {} if owner is None else {"created_by": owner}
+
         async def work() -> Document:
             agents = self._collection("agents")
             while True:
                 deleted = await agents.find_one(
-                    {"id": agent_id, "live": False}, {"_id": 1}, sort=[("deleted_at", DESCENDING)]
+                    {"id": agent_id, "live": False, **theirs}, {"_id": 1}, sort=[("deleted_at", DESCENDING)]
                 )
                 if live := await agents.find_one({"id": agent_id, "live": True}):
                     if live.get("undeleted") == attempt:
                         return live
-                    raise AgentExists(agent_id)
+                    if deleted is not None or owner in (None, live["created_by"]):
+                        raise AgentExists(agent_id)
                 if deleted is None:
                     raise AgentNotFound(agent_id)
                 back = {"live": True, "deleted_at": None, "updated_at": iso(at), "undeleted": attempt}
@@ -99,7 +102,7 @@ class MongoAgents(Reach):
                 if document is not None:
                     return document
 
-        with self._attempts.attempt("undelete_agent", agent_id) as attempt:
+        with self._attempts.attempt("undelete_agent", agent_id, owner) as attempt:
             return _load(await self._reach(work))
 
     async def purge_agent(self, uid: str) -> None:

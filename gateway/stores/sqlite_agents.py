@@ -64,13 +64,16 @@ class SqliteAgents(SqliteReach):
 
         return await self._write(work)
 
-    async def undelete_agent(self, agent_id: str, at: datetime) -> Agent:
+    async def undelete_agent(self, agent_id: str, at: datetime, owner: str | None = None) -> Agent:
         def work(connection: sqlite3.Connection) -> Agent:
-            if _live(connection, "id", agent_id):
-                raise AgentExists(agent_id)
             row = connection.execute(
-                "SELECT document FROM agents WHERE id = ? AND live = 0 ORDER BY deleted_at DESC LIMIT 1", (agent_id,)
+                "SELECT document FROM agents WHERE id = ? AND live = 0"
+                " AND (? IS NULL OR json_extract(document, '$.created_by') = ?) ORDER BY deleted_at DESC LIMIT 1",
+                (agent_id, owner, owner),
             ).fetchone()
+            live = _live(connection, "id", agent_id)
+            if live is not None and (row is not None or owner in (None, live.created_by)):
+                raise AgentExists(agent_id)
             if row is None:
                 raise AgentNotFound(agent_id)
             agent = Agent.model_validate_json(row[0])

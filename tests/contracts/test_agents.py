@@ -117,6 +117,21 @@ async def test_a_deleted_agent_frees_its_id_and_can_be_brought_back_while_it_is_
         await store.undelete_agent("other", later())
 
 
+async def test_an_owner_brings_back_the_last_that_it_made_and_learns_of_no_others(store: Store) -> None:  # noqa: F811
+    anns = await created(store, created_by="ann")
+    await store.delete_agent(anns.uid, later(1))
+    bobs = await created(store, created_by="bob", at=later(2))
+
+    with pytest.raises(AgentNotFound):
+        await store.undelete_agent("bot", later(3), "carol")
+    for owner in ("ann", "bob", None):
+        with pytest.raises(AgentExists):
+            await store.undelete_agent("bot", later(3), owner)
+    await store.delete_agent(bobs.uid, later(4))
+
+    assert (await store.undelete_agent("bot", later(5), "ann")).uid == anns.uid
+
+
 async def test_a_new_window_takes_the_place_of_the_old_one(store: Store) -> None:  # noqa: F811
     agent = await created(store)
 

@@ -54,6 +54,23 @@ async def test_nobody_activates_what_is_anothers_and_a_viewer_nothing(world: Wor
     await world.bot.post("/api/agents/bot/activate", {}, 200)
 
 
+async def test_a_deleted_agent_comes_back_for_who_made_it_and_nobody_else_learns_of_it(world: World) -> None:
+    for name in ("lost", "taken"):
+        await world.ann.post("/api/agents", {"id": name, "name": "Ann's"}, 201)
+        await world.ann.call("DELETE", f"/api/agents/{name}")
+    await world.bob.post("/api/agents", {"id": "taken", "name": "Bob's"}, 201)
+
+    for api, status in ((world.bob, 404), (world.bot, 404), (world.vic, 403), (world.ann, 200), (world.ann, 409)):
+        await api.post("/api/agents/lost/undelete", expect=status)
+    await world.ann.post("/api/agents/taken/undelete", expect=409)
+    await world.bob.call("DELETE", "/api/agents/taken")
+    bobs = await world.bob.post("/api/agents/taken/undelete")
+    await world.bob.call("DELETE", "/api/agents/taken")
+
+    assert (await world.ann.post("/api/agents/taken/undelete"))["name"] == "Ann's"
+    assert bobs["name"] == "Bob's"
+
+
 async def test_a_window_token_is_of_no_use_to_another_key(world: World) -> None:
     token = (await world.ann.post("/api/agents/guarded/activate", {}, 200))["session_token"]
     inside = {"X-Session-Token": token}
