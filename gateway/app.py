@@ -110,6 +110,7 @@ class Gateway:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(2):
                 await self._server.close_all_connections()
+        services.channels.stop()
         await services.recorder.audit_flushed()
 
 

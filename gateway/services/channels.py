@@ -18,6 +18,7 @@ from gateway.services.executions import ExecutionService
 from gateway.services.front_ends import FrontEnd, Socket
 from gateway.services.lasting import lasting
 from gateway.services.live_session import LiveSession
+from gateway.services.often import Often
 from gateway.services.recorder import Recorder, Spawn
 from gateway.services.sessions import SessionService
 from gateway.stores.base import SessionChanges
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 _UNANSWERED = frozenset(["comm_open", "comm_msg", "comm_close", "input_reply"])
 _CHANGING = frozenset(["comm_open", "comm_msg", "comm_close", "debug_request"])
 _NOTED = frozenset(["interrupt_request", "shutdown_request", "debug_request", "comm_open"])  # runs tell by themselves
+_OFTEN = frozenset(["comm_msg", "comm_close"])
 _LAST_REPLY_S = 5.0
 _OURS = "session_gateway_request"
 _ENDED = "A Jupyter client has ended its kernel."
@@ -44,6 +46,7 @@ class ChannelService:
         self._settings = settings
         self._beside = beside
         self._recorder = recorder
+        self._often = Often(recorder.note)
         self._sessions = sessions
         self._executions = executions
         self._spawn = spawn
@@ -78,7 +81,9 @@ class ChannelService:
             self._refuse(live, front_end, channel, message, str(error), type(error).__name__)
 
     async def _receive(self, live: LiveSession, front_end: FrontEnd, channel: Channel, message: Message) -> None:
-        if message.type in _NOTED:
+        if message.type in _OFTEN:
+            self._often.note(message.type, live.session.id, live.uid)
+        elif message.type in _NOTED:
             self._recorder.note(message.type, live.session.id, msg_id=told(message.id, 128), uid=live.uid)
         match message.type:
             case "input_reply":
@@ -100,6 +105,10 @@ class ChannelService:
                 self._tell_while_busy(live.kernel, front_end, channel, message)
             case _:
                 await self._pass_on(live, front_end, channel, message)
+
+    def stop(self) -> None:
+        """Write down what was only counted so far."""
+        self._often.flush()
 
     async def interrupt(self, live: LiveSession) -> None:
         """Interrupt the cell that runs; those that front ends have waiting go with it, as it ends with an error."""

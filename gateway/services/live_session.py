@@ -30,6 +30,7 @@ from gateway.services.front_ends import FrontEnds
 from gateway.services.guardrails import GuardrailRefused, Guardrails
 from gateway.services.journal import Journal
 from gateway.services.missed import Missed
+from gateway.services.origin import GATEWAY
 from gateway.services.positions import Positions
 from gateway.services.quotas import QuotaService
 from gateway.services.recorder import Recorder, Spawn
@@ -528,11 +529,18 @@ class LiveSession:
                     changed |= {"saved_snapshot_id": snapshot.id, "saved_at": at, "state_only": None}
             self.change(SessionChanges(replace=changed))
             await self.outbox.flushed()
+            if kind == "autosave":
+                self._note("session.autosave", snapshot_id=snapshot.id)
             try:
-                await vault.prune(lambda: self.session)
+                for removed in await vault.prune(lambda: self.session):
+                    self._note("snapshot.remove", snapshot_id=removed.id, name=removed.name)
             except (GatewayError, KernelsError) as error:
                 log.warning("Old snapshots of session %r stay for now (%s)", self.session.id, type(error).__name__)
         return snapshot
+
+    def _note(self, action: str, **details: Any) -> None:
+        """What the gateway has done by itself."""
+        self._tools.recorder.note(action, self.session.id, by=GATEWAY, uid=self.uid, **details)
 
     async def save_work(self, kind: SnapshotKind) -> bool:
         """Save the variables if they are not; False, and a line in the log, if that fails."""

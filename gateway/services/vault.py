@@ -195,8 +195,11 @@ class Vault:
         finally:
             self._deleting.discard(snapshot.id)
 
-    async def prune(self, current: Callable[[], Session]) -> None:
-        """Remove what is past the settings' count and age, and bytes that nothing names. `current` is the document."""
+    async def prune(self, current: Callable[[], Session]) -> list[Snapshot]:
+        """Remove what is past the settings' count and age, and bytes that nothing names. `current` is the document.
+
+        Those that somebody had asked for and that are gone now.
+        """
         session = current()
         # Asked before the store is, so that what comes later is not in it.
         there = await self._engine.snapshots.ids(session.uid)
@@ -208,13 +211,16 @@ class Vault:
             token = found.next_token
             if token is None:
                 break
+        removed = []
         for snapshot in self._surplus(list(named.values()), session):
             with contextlib.suppress(InUse, SnapshotNotFound):  # the session has gone on, or somebody was faster
                 await self.delete(current(), snapshot)
+                removed.append(snapshot)
         for snapshot_id in there:
             if snapshot_id not in named and snapshot_id not in self._in_use:
                 log.info("Snapshot %s of session %r is named nowhere: it is removed", snapshot_id, session.id)
                 await self._engine.snapshots.delete(session.uid, snapshot_id)
+        return [one for one in removed if one.kind in _KEPT_FOR_GOOD]
 
     def _surplus(self, newest_first: list[Snapshot], session: Session) -> list[Snapshot]:
         settings = self._settings

@@ -117,7 +117,8 @@ async def test_no_code_output_or_secret_is_in_logs_or_audit(keyed: Keyed) -> Non
 
 @pytest.mark.slow
 async def test_what_the_gateway_does_by_itself_is_told(tmp_path: Path) -> None:
-    async with gateway_process(tmp_path / "data") as gateway, Api(gateway.url) as api:
+    quick = {"autosave_quiet_s": 0, "snapshots_kept": 1}
+    async with gateway_process(tmp_path / "data", **quick) as gateway, Api(gateway.url) as api:
         await api.create(id="s", waiting_timeout_seconds=1)
         async with api.events("/api/sessions/s/events") as events:
             await api.run("s", "1")
@@ -126,5 +127,27 @@ async def test_what_the_gateway_does_by_itself_is_told(tmp_path: Path) -> None:
                     break
         while not (slept := await lines(api, action="session.hibernate", session_id="s")):
             pass
+        await api.create(id="t")
+        await api.run("t", "x = 1")
+        while not (saved := await lines(api, action="session.autosave", session_id="t")):
+            pass
+        first = await api.post("/api/sessions/t/snapshots", {"name": "first"}, 201)
+        await api.post("/api/sessions/t/snapshots", {"name": "second"}, 201)
+        while not (removed := await lines(api, action="snapshot.remove", session_id="t")):
+            pass
 
-    assert [(one["actor"], one["remote"]) for one in slept] == [("gateway", None)]
+    assert [(one["actor"], one["remote"]) for one in (*slept, *saved, *removed)] == [("gateway", None)] * 3
+    assert saved[0]["details"]["snapshot_id"].startswith("snap_")
+    assert (removed[0]["details"]["snapshot_id"], removed[0]["details"]["name"]) == (first["id"], "first")
+
+
+async def test_what_front_ends_do_to_widgets_is_told_at_once_and_then_by_its_number(keyed: Keyed) -> None:
+    kernel = (await keyed.root.create(id="widgets"))["jupyter"]["kernel_id"]
+    async with front_end(keyed.url, kernel, query=f"&token={keyed.root_key}") as page:
+        for _ in range(5):
+            await page.send("comm_msg", {"comm_id": "none", "data": {}})
+        await page.run("1")
+        while not (told := await lines(keyed.root, action="comm_msg", session_id="widgets")):
+            pass
+
+    assert [(one["actor"], one["details"]["count"]) for one in told] == [("root", 1)]
