@@ -31,7 +31,7 @@ class Server(HTTPServer):
         self._patience_s = patience_s
         self._silent: OrderedDict[object, None] = OrderedDict()  # connections whose next request has not come yet
         self._asking: dict[object, _Asked] = {}
-        super().initialize(*args, idle_connection_timeout=patience_s, **kwargs)
+        super().initialize(*args, **{**kwargs, "idle_connection_timeout": patience_s})
 
     def handle_stream(self, stream: IOStream, address: Any) -> None:
         if len(self._connections) >= self._most:
@@ -99,13 +99,11 @@ class _Asked(HTTPMessageDelegate):
         assert isinstance(self._request_conn, HTTP1Connection)
         self._request_conn.stream.close()
 
-    async def headers_received(  # type: ignore[override]
-        self, start_line: RequestStartLine | ResponseStartLine, headers: HTTPHeaders
-    ) -> None:
+    async def headers_received(self, start_line: RequestStartLine | ResponseStartLine, headers: HTTPHeaders) -> None:
         self._server.begins(self._server_conn, self)
         await self._ours(self._delegate.headers_received(start_line, headers))
 
-    async def data_received(self, chunk: bytes) -> None:  # type: ignore[override]
+    async def data_received(self, chunk: bytes) -> None:
         self._received += len(chunk)
         await self._ours(self._delegate.data_received(chunk))
 

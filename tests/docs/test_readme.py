@@ -62,6 +62,7 @@ async def test_every_command_of_the_readme_works(tmp_path: Path) -> None:
         "user    alice",
         '"actor":"alice"',
         "lines fit. Head: ",
+        "Write to [email]",
     ):
         assert shown in done.stdout, f"{shown} in {done.stdout}"
     assert (tmp_path / "demo.tar.zst").read_bytes().startswith(b"\x28\xb5\x2f\xfd")
