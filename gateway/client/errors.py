@@ -123,7 +123,7 @@ class KeyReused(Invalid):
     of_code = "idempotency_key_reused"
 
 
-class NotANotebook(Invalid):
+class NotANotebook(Malformed):
     of_code = "not_a_notebook"
 
 

@@ -78,12 +78,11 @@ class Position:
         if sent.event == "refused":
             self.over = True
             raise envelope_refusal(data)
+        if sent.event != "done" and self._is_known(sent.id):
+            return []
         self.last_id = sent.id or self.last_id
         if sent.event == "done":
-            self.over = True
-            run = read_sent(Run, data)
-            missing = self._missing(run) if self._resumed else []
-            return [*missing, Event("done", data, sent.id, run)]
+            return self.take_end(read_sent(Run, data), data, sent.id)
         if sent.event == "start":
             self.begun_as(data.get("execution_id"))
         elif sent.event in ("stdout", "stderr"):
@@ -91,6 +90,20 @@ class Position:
         elif sent.event in ("display", "result"):
             self._shown += 1
         return [Event(sent.event, data, sent.id)]
+
+    def take_end(self, run: Run, data: dict[str, Any] | None = None, event_id: str = "") -> list[Event]:
+        """The last events of a run, of which this is the document."""
+        self.over = True
+        data = run.model_dump(mode="json") if data is None else data
+        return [*(self._missing(run) if self._resumed else []), Event("done", data, event_id, run)]
+
+    def _is_known(self, event_id: str) -> bool:
+        """A gateway that was started again counts anew, to the same numbers, and may begin before the last one."""
+        name, _, number = event_id.rpartition(":")
+        last_name, _, last_number = (self.last_id or "").rpartition(":")
+        if name != last_name or not (number.isdecimal() and last_number.isdecimal()):
+            return False
+        return int(number) <= int(last_number)
 
     def _missing(self, run: Run) -> list[Event]:
         """What a run has told that has ended while nobody followed it: of one of before, only its end is kept.

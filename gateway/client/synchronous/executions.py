@@ -98,13 +98,24 @@ class RunStream:
             assert self._sent is not None
             sent = next(self._sent, None)
             if sent is None:
-                raise httpx2.RemoteProtocolError("The events ended before the run did.")
+                self._after_the_events()
+                return
         except (httpx2.TransportError, GatewayError) as failure:
             self._hang_up()
             self._transport.wait_after(self._attempts, failure)
             return
-        self._attempts.heard()
         self._ready += self._position.take(sent)
+        if self._ready:
+            self._attempts.heard()
+
+    def _after_the_events(self) -> None:
+        """A gateway that was started again may have counted less far than the last event: then none is left to send."""
+        if self._position.execution_id is not None:
+            run = Execution(self._transport, self._position.session_id, self._position.execution_id).info()
+            if run.finished:
+                self._ready += self._position.take_end(run)
+                return
+        raise httpx2.RemoteProtocolError("The events ended before the run did.")
 
     def _hang_up(self) -> None:
         answer, self._answer, self._sent = self._answer, None, None
