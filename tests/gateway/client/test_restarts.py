@@ -19,6 +19,7 @@ print("after")
 """
 
 
+@pytest.mark.slow
 async def test_who_waits_for_a_run_gets_its_result_although_the_gateway_is_killed_and_started_again(
     tmp_path: Path,
 ) -> None:
