@@ -297,8 +297,14 @@ class SessionView(Answer):
     template: str | None
     workspace: str | None
     guardrails: list[str]
-    allow_internet_access: bool | None = Field(serialization_alias="allowInternetAccess")
-    allow_public_access: bool | None = Field(serialization_alias="allowPublicAccess")
+    allow_internet_access: bool | None = Field(
+        validation_alias=AliasChoices("allow_internet_access", "allowInternetAccess"),
+        serialization_alias="allowInternetAccess",
+    )
+    allow_public_access: bool | None = Field(
+        validation_alias=AliasChoices("allow_public_access", "allowPublicAccess"),
+        serialization_alias="allowPublicAccess",
+    )
     waiting_timeout_seconds: float
     default_timeout: float | None
     resources: dict[str, Any]

@@ -49,6 +49,8 @@ async def test_every_command_of_the_readme_works(tmp_path: Path) -> None:
         '"same":true',
         '"code":"sum(range(10))"',
         "given",
+        "sum: 6",
+        "copied: [1, 2, 3]",
         '"parent_id":"demo"',
         '"stdout":"20\\n"',
         '"kind":"import"',
