@@ -30,6 +30,8 @@ _START_S = 30.0
 _END_S = 10.0
 _PASSED_ON = ("PATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
 
+PROGRAM = "kernels.keeper"
+
 # Memory that a flood took is given back: no arena per thread, and nothing large among the small.
 _THRIFTY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "131072"}
 
@@ -310,7 +312,7 @@ class Keepers:
         """Returns when one serves; maybe another one than was started here."""
         env = {name: value for name, value in os.environ.items() if name in _PASSED_ON} | _THRIFTY
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-P", "-m", "kernels.keeper", str(self._folders.data_dir), self._version,
+            sys.executable, "-P", "-m", PROGRAM, str(self._folders.data_dir), self._version,
             env=env, cwd="/", stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip

@@ -17,10 +17,12 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from traitlets.config import Application
+
 _START = "session_gateway_start"
 _OWN_VARIABLES = ("JPY_", "KERNEL_", "SESSION_GATEWAY_")  # each kernel is given its own
 _NO_OPTIONS = frozenset(
-    ["HistoryManager", "SessionHistory", "ProfileDir", "KernelApp", "ZMQShellDisplayHook", "ZMQDisplayPublisher"]
+    ["HistoryManager", "SessionHistory", "ProfileDir", "ZMQShellDisplayHook", "ZMQDisplayPublisher"]
 )
 _PLAIN = (bool, int, float, str)
 
@@ -244,7 +246,10 @@ def _set_history(shell: Any, value: dict[str, Any]) -> None:
 
 
 def _configurables(shell: Any) -> Iterator[Any]:
-    yield from (it for it in shell.configurables if type(it).__name__ not in _NO_OPTIONS)
+    """But the application, whose options are those of a process: its connection, say."""
+    yield from (
+        it for it in shell.configurables if type(it).__name__ not in _NO_OPTIONS and not isinstance(it, Application)
+    )
     yield from shell.display_formatter.formatters.values()
 
 

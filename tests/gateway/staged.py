@@ -3,21 +3,17 @@
     python -m tests.gateway.staged FOLDER
 
 For every line on stdin one gateway serves `FOLDER/data`, a fork of this process, which itself has no threads, and its
-address is printed; the next one when it has ended. An order is a file `FOLDER/order`: `ATTEMPT STAGE VICTIM`, stages
-counted from when it was written; what was struck is told in `FOLDER/struck`. Stages are those that snapshots tell of,
-every write of a session or snapshot to the store, every checkpoint that was written or loaded, every start, fork and
-end of a kernel, and every copy of files.
+address is printed; the next one when it has ended. Orders are those of `tests.gateway.striker`. Stages are those that
+snapshots tell of, every write of a session or snapshot to the store, every checkpoint that was written or loaded, every
+start, fork and end of a kernel, and every copy of files; those of their keeper are in `tests.gateway.staged_keeper`.
 """
 
 import asyncio
 import contextlib
 import os
-import signal
 import sys
-import threading
 import traceback
-from collections.abc import Awaitable, Callable
-from functools import partial, wraps
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,53 +22,30 @@ import psutil
 import gateway.app
 import kernels.checkpoint
 import kernels.duplicates
+import kernels.engines.keepers
 import kernels.engines.local
 from gateway.config import Settings
 from gateway.stores.sqlite import SqliteStore
 from kernels.kernel import Kernel
+from tests.gateway.striker import Striker, end_this
 from tests.gateways import kernels_of
 
 
-class Striker:
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._lock = threading.Lock()
-        self._attempt = ""
-        self._stages = 0
-
-    def on_stage(self, name: str) -> None:
-        """Come to a stage, on whatever thread; does not return if it is the one at which the gateway is to end."""
-        with self._lock:
-            try:
-                attempt, stage, victim = (self._folder / "order").read_text().split()
-            except FileNotFoundError:
-                return
-            if attempt != self._attempt:
-                self._attempt, self._stages = attempt, 0
-            self._stages += 1
-            if self._stages == int(stage):
-                (self._folder / "struck").write_text(name)
-                if victim != "gateway":
-                    for kernel in kernels_of(self._folder / "data"):
-                        with contextlib.suppress(psutil.NoSuchProcess):
-                            kernel.kill()
-                if victim != "kernel":
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-    def after(self, place: Any, name: str) -> None:
-        """Make the end of `place.name` a stage."""
-        work: Callable[..., Awaitable[Any]] = getattr(place, name)
-
-        @wraps(work)
-        async def worked(*args: Any, **kwargs: Any) -> Any:
-            result = await work(*args, **kwargs)
-            self.on_stage(name)
-            return result
-
-        setattr(place, name, worked)
+def end_kernels(folder: Path) -> None:
+    for kernel in kernels_of(folder / "data"):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            kernel.kill()
 
 
-def make_staged(striker: Striker) -> None:
+def end_both(folder: Path) -> None:
+    end_kernels(folder)
+    end_this()
+
+
+def make_staged(folder: Path) -> None:
+    end = {"gateway": end_this, "kernel": partial(end_kernels, folder), "both": partial(end_both, folder)}
+    striker = Striker(folder, end)
+    kernels.engines.keepers.PROGRAM = "tests.gateway.staged_keeper"
     local: Any = kernels.engines.local
     local.LocalSnapshots = partial(local.LocalSnapshots, on_stage=striker.on_stage)
     for name in ("create_session", "update_session", "move_session", "put_snapshot", "delete_snapshot"):
@@ -92,7 +65,7 @@ def serve(folder: Path) -> None:
 
 
 def main(folder: Path) -> None:
-    make_staged(Striker(folder))
+    make_staged(folder)
     for _ in sys.stdin:
         pid = os.fork()
         if pid == 0:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import psutil
 import pytest
 
 from tests.api import Api
+from tests.gateways import inits_of, kernels_of, spares_of
 
 ROOT = Path(__file__).parent.parent.parent
 LOOK = "import os; x, open('f').read()[:3], os.path.exists('g')"
@@ -82,8 +84,18 @@ async def result_of(api: Api, session_id: str, code: str) -> str:
     answer = await api.run(session_id, code)
     if answer["status"] == "died":
         answer = await api.run(session_id, code)
-    assert answer["status"] == "ok", answer
+    assert answer["status"] == "ok", (answer["error"], answer)
     return str(answer["result"])
+
+
+async def is_whole(api: Api, copy: str) -> bool:
+    """If it lacks something, it has to say that it has started afresh."""
+    answer = await api.run(copy, LOOK)
+    if answer["status"] == "died":
+        answer = await api.run(copy, LOOK)
+    whole: bool = answer["result"] == TWO
+    assert whole or answer["fresh_start"], answer
+    return whole
 
 
 async def prepare(api: Api, action: str, attempt: int) -> str:
@@ -147,10 +159,53 @@ async def test_what_is_cut_off_at_any_of_its_stages_has_happened_or_not(
             seen = await result_of(api, "a", LOOK)
             assert seen == TWO or (action == "restore" and seen == ONE), stages
             if (await api.http.get(f"/api/sessions/{copy}")).is_success:
-                assert await result_of(api, copy, LOOK) == TWO, stages
+                made_live = action == "duplicate" and victim != "gateway"  # and ended before anything of it was saved
+                assert await is_whole(api, copy) or made_live, stages
                 await api.call("DELETE", f"/api/sessions/{copy}?purge=true")
             assert not list((tmp_path / "data" / "unborn").glob("*")), stages
         for snapshot in (await api.get("/api/sessions/a/snapshots"))["snapshots"]:
             archive = await api.http.get(f"/api/sessions/a/snapshots/{snapshot['id']}/archive")
             assert archive.is_success, archive.text
     assert len(stages) >= 3
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("victim", ["keeper", "source", "copy"])
+async def test_a_live_duplicate_that_is_cut_off_at_any_of_its_steps_leaves_a_whole_copy_or_none(
+    victim: str, tmp_path: Path
+) -> None:
+    stages = []
+    async with staged(tmp_path) as gateway:
+        api = gateway.api
+        await api.run("a", "x = 1")
+        for stage in count(1):
+            await prepare(api, "duplicate", stage)
+            copy = f"copy-{stage}"
+            gateway.order(copy, stage, victim)
+            await act(api, "duplicate", {"new_id": copy})
+            name = gateway.struck()
+            if name is None:
+                break
+            stages.append(name)
+
+            assert await result_of(api, "a", LOOK) == TWO, stages
+            if (await api.http.get(f"/api/sessions/{copy}")).is_success:
+                assert await result_of(api, copy, LOOK) == TWO, stages
+                await api.call("DELETE", f"/api/sessions/{copy}?purge=true")
+            await nothing_is_left_but_one_kernel(tmp_path / "data")
+    assert {"_offer", "_arrived", "_tell", "_heard", "_taken_in", "_duplicate"} <= set(stages)
+
+
+async def nothing_is_left_but_one_kernel(data_dir: Path) -> None:
+    """Soon: no kernel, first process or socket of a copy, and no folder of one that was to be."""
+    async with asyncio.timeout(30):
+        while True:
+            kernels, inits = kernels_of(data_dir), inits_of(data_dir)
+            spares = [one for one in spares_of(data_dir) if one.name() == "kernel"]
+            runtimes = [Path(json.loads(file.read_text())["runtime"]) for file in (data_dir / "keepers").glob("*.json")]
+            offered = [path for runtime in runtimes for path in runtime.glob("*/c*") if path.is_socket()]
+            unborn = list((data_dir / "unborn").glob("*"))
+            if len(kernels) == 1 and len(inits) <= 1 + len(spares) and not offered and not unborn:
+                return
+            await asyncio.sleep(0.1)

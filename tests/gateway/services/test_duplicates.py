@@ -141,14 +141,18 @@ async def test_a_copy_is_another_process_with_names_and_secrets_of_its_own(api: 
     assert one[3] == other[3]  # a state that was seeded is carried over like any other
 
 
-async def test_a_copy_sleeps_and_wakes_like_any_session(api: Api, source: str) -> None:
+async def test_a_copy_sleeps_wakes_and_is_copied_live_like_any_session(api: Api, source: str) -> None:
     copy = (await api.post(f"/api/sessions/{source}/duplicate", None, 201))["id"]
     await api.run(copy, "factor = 9")
 
     await api.post(f"/api/sessions/{copy}/hibernate")
     woken = await api.run(copy, "double(2)")
 
+    again = await api.post(f"/api/sessions/{copy}/duplicate", None, 201)
+
     assert (woken["result"], woken["resumed"]) == ("18", True)
+    assert (again["method"], again["method_reason"]) == ("fork", None)
+    assert (await api.run(again["id"], "double(2)"))["result"] == "18"
 
 
 async def test_deleted_copies_leave_no_process(api: Api, gateway: GatewayProcess, source: str) -> None:
