@@ -13,6 +13,7 @@ import contextlib
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,11 @@ def end_both(folder: Path) -> None:
 
 
 def make_staged(folder: Path) -> None:
-    end = {"gateway": end_this, "kernel": partial(end_kernels, folder), "both": partial(end_both, folder)}
+    end: dict[str, Callable[[], object]] = {
+        "gateway": end_this,
+        "kernel": partial(end_kernels, folder),
+        "both": partial(end_both, folder),
+    }
     striker = Striker(folder, end)
     kernels.engines.keepers.PROGRAM = "tests.gateway.staged_keeper"
     local: Any = kernels.engines.local
