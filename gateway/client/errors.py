@@ -163,6 +163,10 @@ class WindowOfAnotherAgent(Denied):
     of_code = "window_of_another_agent"
 
 
+class GuardrailRefused(Denied):
+    of_code = "guardrail"
+
+
 class HostRefused(Denied):
     of_code = "host_refused"
 

@@ -29,7 +29,7 @@ class AskedCell:
         """One that an earlier gateway was asked for."""
         parts: tuple[dict[str, Any], ...] = (header, {}, {}, {"code": code, "stop_on_error": False})
         asked = cls(received([orjson.dumps(part) for part in parts]), front_end, front_ends)
-        asked._answered = front_end.position is not None and front_end.position.noted.replied == asked.request.id
+        asked._answered = front_end.replied_before == asked.request.id
         return asked
 
     @property

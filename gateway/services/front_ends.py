@@ -58,6 +58,7 @@ class FrontEnd:
         self.openings = 0  # of a socket for it
         self._settled = 0
         self.behind = False
+        self.replied_before = ""  # the last cell whose reply came from an earlier gateway
         self._held: list[Envelope] = []
         self._held_bytes = 0
         self.left_at: float | None = None  # monotonic; None while its socket is open
@@ -285,6 +286,7 @@ class FrontEnds:
         for session_id, caller, position in self._positions.left():
             one = FrontEnd(session_id, caller, self._limit_bytes, position)
             one.left_at, one.behind, one.openings = time.monotonic(), True, 1
+            one.replied_before = position.noted.replied
             self._all.append(one)
         self._in_journal = True
 

@@ -34,7 +34,7 @@ class GuardrailRefused(Denied):
 
 
 class GuardrailLimited(Exhausted):
-    code = "guardrail"
+    code = "rate_limited"
 
     def __init__(self, name: str, rule: RateLimiting, wait_s: float) -> None:
         super().__init__(

@@ -195,7 +195,7 @@ async def test_so_many_runs_are_let_in_of_a_session_and_of_a_key(keyed: Keyed, r
     assert (mine.status_code, mine.json()["details"]) == (429, {"guardrail": "rate-limiting"})
     assert "no more than 2 runs in 3600 s" in mine.json()["error"]
     assert 1700 <= int(mine.headers["Retry-After"]) <= 1800
-    assert (theirs["code"], theirs["details"]) == ("guardrail", {"guardrail": "rate-limiting"})
+    assert (theirs["code"], theirs["details"]) == ("rate_limited", {"guardrail": "rate-limiting"})
 
 
 async def test_a_key_uses_only_sessions_with_what_it_has_on_outputs_and_those_that_it_makes_have_it(

@@ -21,7 +21,7 @@ async def test_sessions_are_saved_in_an_object_store_and_come_back_from_it(tmp_p
         woken = await api.run("a", "x is None, int(y.sum()), open('f').read()")
         await api.post("/api/sessions/a/restore", {"snapshot_id": saved["id"]})
         restored = await api.run("a", "x is y, open('f').read()")
-        await api.post("/api/sessions/a/duplicate", {"new_id": "copy"}, 201)
+        await api.post("/api/sessions/a/duplicate", {"new_id": "copy", "snapshot_id": saved["id"]}, 201)
         copied = await api.run("copy", "x is y, open('f').read()")
         kept = len(list((tmp_path / "bucket").rglob("*.pack")))
         await api.call("DELETE", "/api/sessions/copy?purge=true")
